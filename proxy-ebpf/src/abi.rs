@@ -1,0 +1,332 @@
+//! Key and value of every map that the two halves share. Ports and addresses stand in network order.
+//!
+//! Addresses are 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291 section 2.5.5.2), so that one code path
+//! serves both families. Only the listener look-up has a map per family: its key of 8 bytes saves 9 ns per packet.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
+pub const ABI: u32 = 1;
+
+/// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
+pub mod name {
+    /// Array\[1\] of u32: `ABI`.
+    pub const ABI: &str = "abi";
+    /// Array\[1\] of `Ports`, mmapable: which ports can be ours at all.
+    pub const PORTS: &str = "ports";
+    /// Hash of `ListenerKey4` to `Listener`.
+    pub const LISTENERS4: &str = "listeners4";
+    /// Hash of `ListenerKey6` to `Listener`.
+    pub const LISTENERS6: &str = "listeners6";
+    /// Array of `Upstream`, by upstream id.
+    pub const UPSTREAMS: &str = "upstreams";
+    /// Array of `RingPage`, mmapable: the Maglev rings, a run of pages each.
+    pub const RINGS: &str = "rings";
+    /// Array of `Endpoint`, by endpoint id.
+    pub const ENDPOINTS: &str = "endpoints";
+    /// Array\[1\] of `Nat`, mmapable: how NAT ports are laid out, and the next one to try.
+    pub const NAT: &str = "nat";
+    /// Hash of `FlowKey` to u64: index into `NAT_FLOWS`.
+    pub const FLOWS: &str = "flows";
+    /// Array of `NatFlow`, by NAT port: the flow's only state, and its way back.
+    pub const NAT_FLOWS: &str = "nat_flows";
+    /// Array\[1\] of `Guard`, mmapable: whether there are bans, and a filter before their table.
+    pub const GUARD: &str = "guard";
+    /// Hash of `Address` to `Ban`.
+    pub const BANS: &str = "bans";
+    /// Per-CPU array of u64, by rule: packets dropped.
+    pub const RULE_DROPS: &str = "rule_drops";
+    /// Per-CPU array of u64, by `Verdict`.
+    pub const VERDICTS: &str = "verdicts";
+    /// Per-CPU array of `Traffic`, by listener id: packets taken from clients.
+    pub const LISTENER_TRAFFIC: &str = "listener_traffic";
+    /// Per-CPU array of `Traffic`, by endpoint id: packets sent to it.
+    pub const ENDPOINT_TRAFFIC: &str = "endpoint_traffic";
+    /// Array of u64, mmapable: the rate cells that XDP and workers both spend from (see `bucket`).
+    pub const CELLS: &str = "cells";
+    /// Hash of `SteerKey` to u32: the first index of a listener's sockets in `SOCKETS`.
+    pub const STEER: &str = "steer";
+    /// Reuseport socket array: index = `STEER` value + CPU.
+    pub const SOCKETS: &str = "sockets";
+    /// XDP program: a packet's whole way.
+    pub const INGRESS: &str = "ingress";
+    /// sk_reuseport program: the worker on the CPU that took the packet.
+    pub const SELECT: &str = "select";
+}
+
+/// Sizes of maps. Where a tunable sets one (`datapath.*_max`), this is its default.
+pub mod size {
+    /// Listener addresses (each address, port and protocol counts).
+    pub const LISTENERS: u32 = 4096;
+    /// Upstreams that the kernel half forwards to; id 0 is never used.
+    pub const UPSTREAMS: u32 = 4096;
+    /// Endpoints; ids are u16 in a ring slot; id 0 is never used.
+    pub const ENDPOINTS: u32 = 65_536;
+    /// Pages of `RING_PAGE_SLOTS` slots: 16 KiB each.
+    pub const RING_PAGES: u32 = 1024;
+    /// NAT ports of all sources and both protocols together = flows at a time.
+    pub const NAT_FLOWS: u32 = 524_288;
+    /// Banned sources.
+    pub const BANS: u32 = 65_536;
+    /// Rules that can ban; id 0 is the operator's own (`sluice ban add`).
+    pub const RULES: u32 = 256;
+    /// Rate cells (8 bytes each), a multiple of `bucket::WAYS`.
+    pub const CELLS: u32 = 524_288;
+    /// CPUs whose workers can be steered to.
+    pub const CPUS: u32 = 256;
+    /// Sockets that can be steered to.
+    pub const SOCKETS: u32 = 65_536;
+    /// NAT source addresses, both families together.
+    pub const NAT_SOURCES: usize = 8;
+}
+
+/// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`, in network order.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct Address(pub [u8; 16]);
+const _: () = assert!(size_of::<Address>() == 16);
+
+impl Address {
+    /// The v4-mapped form of an IPv4 address.
+    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The last four bytes: the IPv4 address of a v4-mapped one.
+    pub const fn as_v4(&self) -> [u8; 4] {
+        let a = &self.0;
+        [a[12], a[13], a[14], a[15]]
+    }
+
+    /// Whether this is an IPv4 address in its mapped form.
+    pub const fn is_v4(&self) -> bool {
+        let a = &self.0;
+        let zero = a[0] | a[1] | a[2] | a[3] | a[4] | a[5] | a[6] | a[7] | a[8] | a[9];
+        zero == 0 && a[10] == 0xff && a[11] == 0xff
+    }
+
+    /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
+    pub const fn ban_key(&self) -> Self {
+        if self.is_v4() {
+            return *self;
+        }
+        let a = &self.0;
+        Self([
+            a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 0, 0, 0, 0, 0, 0, 0, 0,
+        ])
+    }
+}
+
+/// IP protocol numbers the forward path knows.
+pub mod protocol {
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// Which ports can be ours: bit `port % 64` of word `port / 64`, port in host order.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Ports {
+    /// Ports of listeners.
+    pub listener: [u64; 1024],
+    /// Ports that NAT may allocate.
+    pub nat: [u64; 1024],
+}
+const _: () = assert!(size_of::<Ports>() == 16_384);
+
+/// Key of an IPv4 listener. Port and protocol 0 with a NAT source address: its way back.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ListenerKey4 {
+    pub address: [u8; 4],
+    pub port: [u8; 2],
+    pub protocol: u8,
+    pub zero: u8,
+}
+const _: () = assert!(size_of::<ListenerKey4>() == 8);
+
+/// Key of an IPv6 listener; otherwise as `ListenerKey4`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ListenerKey6 {
+    pub address: [u8; 16],
+    pub port: [u8; 2],
+    pub protocol: u8,
+    pub zero: [u8; 5],
+}
+const _: () = assert!(size_of::<ListenerKey6>() == 24);
+
+/// What a listener does; a `mode` that the kernel half does not know means "to Linux".
+pub mod mode {
+    /// Hand up to a worker's socket.
+    pub const SERVE: u32 = 1;
+    /// Forward by NAT to the upstream `target`.
+    pub const NAT: u32 = 2;
+    /// Not a listener: a NAT source address; `target` is its index in `Nat::sources`.
+    pub const NAT_RETURN: u32 = 3;
+}
+
+/// A listener as the kernel half sees it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Listener {
+    /// Index of its counters; from 1.
+    pub id: u32,
+    /// One of `mode`.
+    pub mode: u32,
+    /// Upstream id for `mode::NAT`, source index for `mode::NAT_RETURN`.
+    pub target: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Listener>() == 16);
+
+/// An upstream as the kernel half sees it: where its ring stands.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Upstream {
+    /// First page of its ring in `RINGS`.
+    pub page: u32,
+    /// Slots in its ring, a prime; 0 while it has no ring.
+    pub slots: u32,
+}
+const _: () = assert!(size_of::<Upstream>() == 8);
+
+/// Slots in one page of a ring.
+pub const RING_PAGE_SLOTS: usize = 8192;
+
+/// A page of a ring: endpoint ids, 0 = no endpoint. Pages and not one map per ring, so that a daemon
+/// without capabilities can lay out a new ring by itself: it may write a map, but never create one.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct RingPage {
+    pub slots: [u16; RING_PAGE_SLOTS],
+}
+const _: () = assert!(size_of::<RingPage>() == 16_384);
+
+/// An endpoint as the kernel half sees it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Endpoint {
+    pub address: Address,
+    pub port: [u8; 2],
+    /// Destination MAC: the endpoint's, or its gateway's.
+    pub mac: [u8; 6],
+    /// Source MAC: that of the interface `ifindex`.
+    pub source_mac: [u8; 6],
+    pub zero: [u8; 2],
+    /// The interface it is reached through; 0 while the neighbour is not resolved.
+    pub ifindex: u32,
+    pub zero2: u32,
+}
+const _: () = assert!(size_of::<Endpoint>() == 40);
+
+/// Layout of NAT ports. Index of a port in `NAT_FLOWS` =
+/// ((source * 2 + (0 TCP, 1 UDP)) * `ports` + (port - `port_first`)), source an index into `sources`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Nat {
+    /// Addresses that flows leave from; a flow takes one of its endpoint's family.
+    pub sources: [Address; size::NAT_SOURCES],
+    /// How many of `sources` are in use; IPv4 ones first.
+    pub sources_count: u32,
+    /// How many of them are IPv4.
+    pub sources_v4: u32,
+    /// First port, host order.
+    pub port_first: u32,
+    /// How many ports from there; 0 = NAT is not configured.
+    pub ports: u32,
+    /// Nanoseconds after its last packet in which a TCP flow keeps its port.
+    pub tcp_idle_ns: u64,
+    /// The same for UDP.
+    pub udp_idle_ns: u64,
+    /// Written by the kernel half: allocations so far; the next port to try follows from it.
+    pub cursor: u64,
+}
+const _: () = assert!(size_of::<Nat>() == 168);
+
+/// One direction of a flow: the packet from client to listener.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FlowKey {
+    pub client: Address,
+    pub listener: Address,
+    pub client_port: [u8; 2],
+    pub listener_port: [u8; 2],
+    pub protocol: u8,
+    pub zero: [u8; 3],
+}
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// A NAT flow; the index is the allocated port, so its way back is one array look-up.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct NatFlow {
+    /// The key under which `FLOWS` holds this index; all zero = the port was never used.
+    pub key: FlowKey,
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// The interface and MACs that lead back to the client: where its packet came from.
+    pub client_ifindex: u32,
+    pub client_mac: [u8; 6],
+    pub edge_mac: [u8; 6],
+    pub zero: u32,
+    /// CLOCK_MONOTONIC_COARSE of the last packet, ns; 0 = the port is free.
+    pub seen_ns: u64,
+}
+const _: () = assert!(size_of::<NatFlow>() == 72);
+
+/// Guards. A filter word is consulted only when `bans` is not 0.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Guard {
+    /// How many bans stand in the table.
+    pub bans: u64,
+    /// Bit `guard_bit(address)`: set when a banned source may have it.
+    pub filter: [u64; 1024],
+}
+const _: () = assert!(size_of::<Guard>() == 8200);
+
+/// Which bit of `Guard::filter` a source has (0..65 536): multiply-shift over its two halves.
+pub const fn guard_bit(source: &Address) -> u32 {
+    let a = &source.0;
+    let high = u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]);
+    let low = u64::from_ne_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]);
+    let mixed = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 48) as u32
+}
+
+/// A source that the kernel refuses for a time.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ban {
+    /// CLOCK_MONOTONIC_COARSE at which it ends, ns.
+    pub until_ns: u64,
+    /// Which rule asked for it: index into `RULE_DROPS`.
+    pub rule: u32,
+    pub zero: u32,
+    /// Written by the kernel half: packets dropped.
+    pub dropped: u64,
+}
+const _: () = assert!(size_of::<Ban>() == 24);
+
+/// Packets and bytes of one counter. Bytes are whole frames, without the checksum at their end.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Traffic {
+    pub packets: u64,
+    pub bytes: u64,
+}
+const _: () = assert!(size_of::<Traffic>() == 16);
+
+/// Address and port that a group of SO_REUSEPORT sockets is bound to.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct SteerKey {
+    pub address: Address,
+    pub port: [u8; 2],
+    pub protocol: u8,
+    pub zero: [u8; 5],
+}
+const _: () = assert!(size_of::<SteerKey>() == 24);
