@@ -1,1 +1,3 @@
-//! rooms
+//! The rooms of the user half, in the order in which they may use each other (each only those below it).
+
+pub mod config;
