@@ -3,3 +3,6 @@
 pub mod codec;
 pub mod config;
 pub mod message;
+pub mod policy;
+pub mod route;
+pub mod upstream;

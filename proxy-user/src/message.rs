@@ -7,6 +7,7 @@
 mod authority;
 mod encode;
 mod fields;
+mod meaning;
 mod reply;
 mod request;
 mod response;

@@ -51,8 +51,8 @@ impl Method {
 impl RequestHead {
     /// Parses a head from all bytes received of it so far; after `Partial` call again with more behind the same bytes.
     ///
-    /// Leaves the head of an earlier request alone until this one is complete. After a `Reject` nothing more can be read
-    /// from this connection; the scan is reset all the same.
+    /// The head of an earlier request stays readable until this one is complete. After a `Reject` it says nothing, and
+    /// nothing more can be read from this connection.
     pub fn parse(&mut self, bytes: &[u8], limits: &Limits) -> Result<Parse, Reject> {
         let parsed = match self.scan.resume(bytes, Kind::Request, limits) {
             Ok(None) => return Ok(Parse::Partial),

@@ -47,6 +47,9 @@ impl Scan {
         kind: Kind,
         limits: &Limits,
     ) -> Result<Option<Shape>, Reject> {
+        if bytes.len() < self.at {
+            *self = Self::default();
+        }
         while let Some(found) = memchr(b'\n', bytes.get(self.at..).unwrap_or_default()) {
             let newline = self.at + found;
             if newline == self.line || bytes[newline - 1] != b'\r' {
