@@ -108,6 +108,14 @@ impl Address {
         zero == 0 && a[10] == 0xff && a[11] == 0xff
     }
 
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 2], [u64; 2]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1]
+    }
+
     /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
     pub const fn ban_key(&self) -> Self {
         if self.is_v4() {
@@ -290,6 +298,16 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
+impl FlowKey {
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 5], [u64; 5]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4]
+    }
+}
+
 /// A NAT flow; the index is the allocated port, so its way back is one array look-up.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -323,19 +341,22 @@ pub mod flow_state {
     pub const CLIENT_CLOSED: u8 = 2;
     /// The endpoint sent FIN.
     pub const ENDPOINT_CLOSED: u8 = 4;
-    /// Either side sent RST.
-    pub const RESET: u8 = 8;
+    /// The client sent RST, and nothing else since: one that somebody else forged is soon disproved.
+    pub const CLIENT_RESET: u8 = 8;
+    /// The endpoint sent RST, and nothing else since.
+    pub const ENDPOINT_RESET: u8 = 16;
 }
 
 impl NatFlow {
     /// Nanoseconds after its last packet in which the flow keeps its port.
     pub const fn idle_ns(&self, nat: &Nat) -> u64 {
         const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
+        const RESET: u8 = flow_state::CLIENT_RESET | flow_state::ENDPOINT_RESET;
         if self.key.protocol != protocol::TCP {
             return nat.udp_idle_ns;
         }
         let open = self.state & flow_state::ANSWERED != 0
-            && self.state & flow_state::RESET == 0
+            && self.state & RESET == 0
             && self.state & CLOSED != CLOSED;
         if open {
             nat.tcp_idle_ns
@@ -356,7 +377,7 @@ pub struct Guard {
 }
 const _: () = assert!(size_of::<Guard>() == 8200);
 
-/// Which bit of `Guard::filter` a source has (0..65 536): multiply-shift over its two halves.
+/// Which bit of `Guard::filter` a ban key (see `Address::ban_key`) has, 0..65 536: multiply-shift over its two halves.
 pub const fn guard_bit(source: &Address) -> u32 {
     let a = &source.0;
     let high = u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]);
