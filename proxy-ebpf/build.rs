@@ -135,7 +135,6 @@ fn command(toolchain: &Toolchain, target: &str, directory: &Path) -> Result<Comm
         "-Clink-arg=--btf",
         &format!("-Clinker={}", linker()?.display()),
         "-Ctarget-cpu=v3",
-        "-Ctarget-feature=+allows-misaligned-mem-access",
         &format!("--cfg=bpf_target_arch=\"{arch}\""),
     ];
     command

@@ -63,26 +63,92 @@ impl<'a> Frame<'a> {
 
     /// `N` bytes from `offset` on, or `Malformed` where they do not all exist.
     #[inline(always)]
-    fn at<const N: usize>(&self, offset: usize) -> Result<*mut [u8; N], Verdict> {
+    fn header<const N: usize>(&self, offset: usize) -> Result<Header<'a, N>, Verdict> {
         let first = self.start.wrapping_add(offset);
         if first.wrapping_add(N) as usize > self.end as usize {
             return Err(Verdict::Malformed);
         }
-        Ok(first.cast())
-    }
-
-    /// A copy of `N` bytes from `offset` on.
-    #[inline(always)]
-    fn read<const N: usize>(&self, offset: usize) -> Result<[u8; N], Verdict> {
-        let bytes = self.at::<N>(offset)?;
-        // SAFETY: `at` saw that the bytes lie within the frame; bytes have no alignment.
-        Ok(unsafe { *bytes })
+        Ok(Header {
+            first,
+            bytes: PhantomData,
+        })
     }
 
     /// Destination and source MAC.
     #[inline(always)]
     pub fn macs(&self) -> Result<([u8; 6], [u8; 6]), Verdict> {
-        Ok((self.read(0)?, self.read(6)?))
+        let ethernet = self.header::<12>(0)?;
+        Ok((ethernet.mac::<0>(), ethernet.mac::<6>()))
+    }
+}
+
+/// `N` bytes that are known to exist. Words are as they stand in the packet, in network order.
+#[derive(Clone, Copy)]
+struct Header<'a, const N: usize> {
+    first: *mut u8,
+    bytes: PhantomData<&'a mut [u8]>,
+}
+
+impl<const N: usize> Header<'_, N> {
+    /// The word of type `T` at the offset `AT`.
+    #[inline(always)]
+    fn load<T: bytemuck::Pod, const AT: usize>(&self) -> T {
+        const { assert!(AT + size_of::<T>() <= N) };
+        let word = self.first.wrapping_add(AT).cast::<T>();
+        // SAFETY: `Frame::header` saw that the bytes exist, and any bytes are a word. On the bpf target the word is
+        // read at once though its address is no multiple of its size, as C programs do: the kernel allows it wherever
+        // the processor does, and a read byte by byte would cost more than all that follows.
+        unsafe {
+            #[cfg(target_arch = "bpf")]
+            return word.read();
+            #[cfg(not(target_arch = "bpf"))]
+            return word.read_unaligned();
+        }
+    }
+
+    /// Writes the word at the offset `AT`.
+    #[inline(always)]
+    fn store<T: bytemuck::Pod, const AT: usize>(&self, value: T) {
+        const { assert!(AT + size_of::<T>() <= N) };
+        let word = self.first.wrapping_add(AT).cast::<T>();
+        // SAFETY: as in `load`; a frame is ours alone to write.
+        unsafe {
+            #[cfg(target_arch = "bpf")]
+            word.write(value);
+            #[cfg(not(target_arch = "bpf"))]
+            word.write_unaligned(value);
+        }
+    }
+
+    #[inline(always)]
+    fn byte<const AT: usize>(&self) -> u8 {
+        self.load::<u8, AT>()
+    }
+
+    /// A number of two bytes, in host order.
+    #[inline(always)]
+    fn number<const AT: usize>(&self) -> u16 {
+        u16::from_be(self.load::<u16, AT>())
+    }
+
+    #[inline(always)]
+    fn pair<const AT: usize>(&self) -> [u8; 2] {
+        self.load::<u16, AT>().to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn store_pair<const AT: usize>(&self, pair: [u8; 2]) {
+        self.store::<u16, AT>(u16::from_ne_bytes(pair));
+    }
+
+    #[inline(always)]
+    fn mac<const AT: usize>(&self) -> [u8; 6] {
+        bytemuck::must_cast(self.load::<[u16; 3], AT>())
+    }
+
+    #[inline(always)]
+    fn store_mac<const AT: usize>(&self, mac: [u8; 6]) {
+        self.store::<[u16; 3], AT>(bytemuck::must_cast(mac));
     }
 }
 
@@ -126,15 +192,17 @@ impl Packet {
     /// (a later fragment, an IPv6 extension header).
     #[inline(always)]
     pub fn parse(frame: &Frame) -> Result<Self, Verdict> {
-        let ethertype = frame.read::<2>(ETHERNET_BYTES - 2)?;
-        if ethertype == ethertype::IPV4 {
-            let (ip, payload_bytes) = parse_ipv4(frame)?;
-            parse_transport(frame, ip, payload_bytes)
-        } else if ethertype == ethertype::IPV6 {
-            let (ip, payload_bytes) = parse_ipv6(frame)?;
-            parse_transport(frame, ip, payload_bytes)
-        } else {
-            Err(Verdict::NotOurs)
+        let ethernet = frame.header::<ETHERNET_BYTES>(0)?;
+        match ethernet.pair::<12>() {
+            ethertype::IPV4 => {
+                let (ip, payload_bytes) = parse_ipv4(frame)?;
+                parse_transport(frame, ip, payload_bytes)
+            }
+            ethertype::IPV6 => {
+                let (ip, payload_bytes) = parse_ipv6(frame)?;
+                parse_transport(frame, ip, payload_bytes)
+            }
+            _ => Err(Verdict::NotOurs),
         }
     }
 
@@ -162,50 +230,52 @@ impl Packet {
 /// IPv4 (RFC 791), options included. The ports are filled in later. Returns the bytes after the header, too.
 #[inline(always)]
 fn parse_ipv4(frame: &Frame) -> Result<(Packet, u32), Verdict> {
-    let ip = frame.read::<20>(ETHERNET_BYTES)?;
-    let protocol = known_protocol(ip[9])?;
-    let header_bytes = (ip[0] & 0x0f) as usize * 4;
-    let total_bytes = u16::from_be_bytes([ip[2], ip[3]]) as u32;
-    if ip[0] >> 4 != 4 || header_bytes < 20 || total_bytes < header_bytes as u32 {
+    let ip = frame.header::<20>(ETHERNET_BYTES)?;
+    let protocol = known_protocol(ip.byte::<9>())?;
+    let version = ip.byte::<0>() >> 4;
+    let header_bytes = (ip.byte::<0>() & 0x0f) as u32 * 4;
+    let total_bytes = ip.number::<2>() as u32;
+    let fragment = ip.number::<6>();
+    if version != 4 || header_bytes < 20 || total_bytes < header_bytes {
         return Err(Verdict::Malformed);
     }
-    if u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0 {
+    if fragment & 0x1fff != 0 {
         return Err(Verdict::Unsupported);
     }
     let packet = Packet {
         family: Family::V4,
-        source: Address::v4([ip[12], ip[13], ip[14], ip[15]]),
-        destination: Address::v4([ip[16], ip[17], ip[18], ip[19]]),
+        source: Address::v4_word(ip.load::<u32, 12>()),
+        destination: Address::v4_word(ip.load::<u32, 16>()),
         source_port: [0; 2],
         destination_port: [0; 2],
         protocol,
         tcp_flags: 0,
-        hop_limit: ip[8],
-        fragment: ip[6] & 0x20 != 0,
-        transport_offset: ETHERNET_BYTES + header_bytes,
+        hop_limit: ip.byte::<8>(),
+        fragment: fragment & 0x2000 != 0,
+        transport_offset: ETHERNET_BYTES + header_bytes as usize,
         frame_bytes_min: ETHERNET_BYTES as u32 + total_bytes,
     };
-    Ok((packet, total_bytes - header_bytes as u32))
+    Ok((packet, total_bytes - header_bytes))
 }
 
 /// IPv6 (RFC 8200) without extension headers.
 #[inline(always)]
 fn parse_ipv6(frame: &Frame) -> Result<(Packet, u32), Verdict> {
-    let ip = frame.read::<40>(ETHERNET_BYTES)?;
-    if ip[0] >> 4 != 6 {
+    let ip = frame.header::<40>(ETHERNET_BYTES)?;
+    let protocol = known_protocol(ip.byte::<6>())?;
+    let payload_bytes = ip.number::<4>() as u32;
+    if ip.byte::<0>() >> 4 != 6 {
         return Err(Verdict::Malformed);
     }
-    let protocol = known_protocol(ip[6])?;
-    let payload_bytes = u16::from_be_bytes([ip[4], ip[5]]) as u32;
     let packet = Packet {
         family: Family::V6,
-        source: address(&ip, 8),
-        destination: address(&ip, 24),
+        source: Address(bytemuck::must_cast(ip.load::<[u32; 4], 8>())),
+        destination: Address(bytemuck::must_cast(ip.load::<[u32; 4], 24>())),
         source_port: [0; 2],
         destination_port: [0; 2],
         protocol,
         tcp_flags: 0,
-        hop_limit: ip[7],
+        hop_limit: ip.byte::<7>(),
         fragment: false,
         transport_offset: ETHERNET_BYTES + 40,
         frame_bytes_min: (ETHERNET_BYTES + 40) as u32 + payload_bytes,
@@ -225,34 +295,26 @@ const fn known_protocol(number: u8) -> Result<u8, Verdict> {
     }
 }
 
-/// The 16 bytes of an IPv6 header from `offset` on, as an aligned address.
-#[inline(always)]
-fn address(ip: &[u8; 40], offset: usize) -> Address {
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&ip[offset..offset + 16]);
-    Address(bytes)
-}
-
 /// TCP (RFC 9293) or UDP (RFC 768) after `payload_bytes` were announced for them.
 #[inline(always)]
 fn parse_transport(frame: &Frame, ip: Packet, payload_bytes: u32) -> Result<Packet, Verdict> {
     let mut packet = ip;
-    let ports = frame.read::<4>(packet.transport_offset)?;
-    packet.source_port = [ports[0], ports[1]];
-    packet.destination_port = [ports[2], ports[3]];
+    let ports = frame.header::<4>(packet.transport_offset)?;
+    packet.source_port = ports.pair::<0>();
+    packet.destination_port = ports.pair::<2>();
     if packet.fragment {
         return Ok(packet);
     }
     if packet.protocol == protocol::TCP {
-        let tcp = frame.read::<20>(packet.transport_offset)?;
-        let header_bytes = (tcp[12] >> 4) as u32 * 4;
+        let tcp = frame.header::<20>(packet.transport_offset)?;
+        let header_bytes = (tcp.byte::<12>() >> 4) as u32 * 4;
         if header_bytes < 20 || header_bytes > payload_bytes {
             return Err(Verdict::Malformed);
         }
-        packet.tcp_flags = tcp[13];
+        packet.tcp_flags = tcp.byte::<13>();
     } else {
-        let udp = frame.read::<8>(packet.transport_offset)?;
-        let udp_bytes = u16::from_be_bytes([udp[4], udp[5]]) as u32;
+        let udp = frame.header::<8>(packet.transport_offset)?;
+        let udp_bytes = udp.number::<4>() as u32;
         if udp_bytes < 8 || udp_bytes > payload_bytes {
             return Err(Verdict::Malformed);
         }
@@ -278,72 +340,55 @@ pub struct Rewrite {
 /// `Malformed` when the frame is shorter than what `packet` was read from; then no byte has changed.
 #[inline(always)]
 pub fn rewrite(frame: &Frame, packet: &Packet, to: &Rewrite) -> Result<(), Verdict> {
-    let transport_offset = packet.transport_offset;
     let checksum_offset = if packet.protocol == protocol::TCP {
         16
     } else {
         6
     };
-    let ethernet = frame.at::<12>(0)?;
-    let ports = frame.at::<4>(transport_offset)?;
-    let checksum = frame.at::<2>(transport_offset + checksum_offset)?;
+    let ethernet = frame.header::<12>(0)?;
+    let ports = frame.header::<4>(packet.transport_offset)?;
+    let checksum = frame.header::<2>(packet.transport_offset + checksum_offset)?;
 
     let addresses = Delta::NONE
         .address(&packet.source, &to.source)
         .address(&packet.destination, &to.destination);
     match packet.family {
-        Family::V4 => {
-            let ip = frame.at::<20>(ETHERNET_BYTES)?;
-            // SAFETY: `at` saw that the header lies within the frame; bytes have no alignment, and nobody else holds them.
-            unsafe { write_ipv4(&mut *ip, addresses, to) };
-        }
-        Family::V6 => {
-            let ip = frame.at::<40>(ETHERNET_BYTES)?;
-            // SAFETY: as above.
-            unsafe { write_ipv6(&mut *ip, to) };
-        }
+        Family::V4 => write_ipv4(frame.header::<20>(ETHERNET_BYTES)?, addresses, to),
+        Family::V6 => write_ipv6(frame.header::<40>(ETHERNET_BYTES)?, to),
     }
+    ethernet.store_mac::<0>(to.destination_mac);
+    ethernet.store_mac::<6>(to.source_mac);
+    ports.store_pair::<0>(to.source_port);
+    ports.store_pair::<2>(to.destination_port);
 
     let delta = addresses
         .word(packet.source_port, to.source_port)
         .word(packet.destination_port, to.destination_port);
-    // SAFETY: `at` saw that each of the three lies within the frame; they do not overlap, for
-    // the checksum lies behind the ports and the transport header behind the IP header.
-    unsafe {
-        let (d, s) = (to.destination_mac, to.source_mac);
-        *ethernet = [
-            d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5],
-        ];
-        let (s, d) = (to.source_port, to.destination_port);
-        *ports = [s[0], s[1], d[0], d[1]];
-        *checksum = if packet.protocol == protocol::TCP {
-            delta.apply(*checksum)
-        } else {
-            delta.apply_udp(*checksum)
-        };
-    }
+    checksum.store_pair::<0>(if packet.protocol == protocol::TCP {
+        delta.apply(checksum.pair::<0>())
+    } else {
+        delta.apply_udp(checksum.pair::<0>())
+    });
     Ok(())
 }
 
 /// The time to live, the checksum and both addresses of an IPv4 header.
 #[inline(always)]
-fn write_ipv4(ip: &mut [u8; 20], addresses: Delta, to: &Rewrite) {
-    let before = [ip[8], ip[9]];
-    ip[8] = ip[8].wrapping_sub(1);
-    let checksum = addresses
-        .word(before, [ip[8], ip[9]])
-        .apply([ip[10], ip[11]]);
-    ip[10..12].copy_from_slice(&checksum);
-    ip[12..16].copy_from_slice(&to.source.as_v4());
-    ip[16..20].copy_from_slice(&to.destination.as_v4());
+fn write_ipv4(ip: Header<20>, addresses: Delta, to: &Rewrite) {
+    let before = ip.pair::<8>();
+    let after = [before[0].wrapping_sub(1), before[1]];
+    ip.store_pair::<8>(after);
+    ip.store_pair::<10>(addresses.word(before, after).apply(ip.pair::<10>()));
+    ip.store::<u32, 12>(to.source.as_v4_word());
+    ip.store::<u32, 16>(to.destination.as_v4_word());
 }
 
 /// The hop limit and both addresses of an IPv6 header, which has no checksum.
 #[inline(always)]
-fn write_ipv6(ip: &mut [u8; 40], to: &Rewrite) {
-    ip[7] = ip[7].wrapping_sub(1);
-    ip[8..24].copy_from_slice(&to.source.0);
-    ip[24..40].copy_from_slice(&to.destination.0);
+fn write_ipv6(ip: Header<40>, to: &Rewrite) {
+    ip.store::<u8, 7>(ip.byte::<7>().wrapping_sub(1));
+    ip.store::<[u32; 4], 8>(bytemuck::must_cast(to.source.0));
+    ip.store::<[u32; 4], 24>(bytemuck::must_cast(to.destination.0));
 }
 
 #[cfg(test)]

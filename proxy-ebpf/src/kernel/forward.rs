@@ -4,6 +4,8 @@
 //! back needs no key: the port is the index. Both checks of an entry (the key on the way out, the endpoint on the
 //! way back) make a port that is taken over in this very moment look like a miss, never like somebody else's flow.
 
+use core::num::NonZeroU64;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use proxy_ebpf::abi::{
@@ -38,7 +40,7 @@ enum Side {
 pub fn forward(arrival: &Arrival, upstream: u32) -> Result<Decision, Verdict> {
     let packet = &arrival.packet;
     refuse_unforwardable(packet)?;
-    let (client_mac, edge_mac) = macs_of_client(arrival)?;
+    let (edge_mac, client_mac) = arrival.frame.macs()?;
     let nat = NAT.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
     let key = packet.flow_key();
     let flow = match find(&key) {
@@ -86,7 +88,9 @@ pub fn give_back(arrival: &Arrival, source: u32) -> Result<Decision, Verdict> {
         return Err(Verdict::NotOurs);
     }
     let endpoint = ENDPOINTS.get(flow.endpoint).ok_or(Verdict::Inconsistent)?;
-    if !endpoint.address.is(&packet.source) || endpoint.port != packet.source_port {
+    if !endpoint.address.is(&packet.source)
+        || u16::from_ne_bytes(endpoint.port) != u16::from_ne_bytes(packet.source_port)
+    {
         return Err(Verdict::NotOurs);
     }
     refuse_unforwardable(packet)?;
@@ -117,13 +121,6 @@ const fn refuse_unforwardable(packet: &Packet) -> Result<(), Verdict> {
         return Err(Verdict::HopLimit);
     }
     Ok(())
-}
-
-/// The MACs that lead back: the packet's own, seen from the other side.
-#[inline(always)]
-fn macs_of_client(arrival: &Arrival) -> Result<([u8; 6], [u8; 6]), Verdict> {
-    let (edge_mac, client_mac) = arrival.frame.macs()?;
-    Ok((client_mac, edge_mac))
 }
 
 /// The flow of a key. An entry that leads to another flow's port is stale, and is removed.
@@ -214,18 +211,21 @@ fn allocate(nat: *mut Nat, packet: &Packet) -> Result<(u32, *mut NatFlow), Verdi
         let count = layout.sources_count;
         (layout.sources_v4, count.saturating_sub(layout.sources_v4))
     };
-    let ports = layout.ports;
-    if sources == 0 || ports == 0 {
+    // Division by a type that cannot be zero leaves no panic behind, which the verifier would refuse.
+    let (Some(sources), Some(ports)) = (
+        NonZeroU64::new(sources as u64),
+        NonZeroU64::new(layout.ports as u64),
+    ) else {
         return Err(Verdict::Inconsistent);
-    }
+    };
     let area = Nat::area(v4, packet.protocol) & 3;
     // SAFETY: as above; the helper takes nothing.
     let (cursor, now_ns) = unsafe { (&raw mut (*nat).cursors[area], bpf_ktime_get_coarse_ns()) };
     for _ in 0..PORT_TRIES {
         // SAFETY: the cursor is an aligned word of the map's value.
         let turn = unsafe { atomic::fetch_add(cursor, 1) };
-        let source = source_first.wrapping_add((turn % sources as u64) as u32);
-        let offset = (turn / sources as u64 % ports as u64) as u32;
+        let source = source_first.wrapping_add((turn % sources) as u32);
+        let offset = (turn / sources % ports) as u32;
         let index = layout.flow_index(source, packet.protocol, offset);
         let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
         // SAFETY: as above.
@@ -307,10 +307,15 @@ fn note_client(flow: &mut NatFlow, ifindex: u32, client_mac: [u8; 6], edge_mac: 
     if flow.client_ifindex != ifindex {
         flow.client_ifindex = ifindex;
     }
-    if flow.client_mac != client_mac {
+    if differ(flow.client_mac, client_mac) || differ(flow.edge_mac, edge_mac) {
         flow.client_mac = client_mac;
-    }
-    if flow.edge_mac != edge_mac {
         flow.edge_mac = edge_mac;
     }
+}
+
+/// Whether two MACs differ; in words, for there is no `memcmp` here.
+#[inline(always)]
+fn differ(a: [u8; 6], b: [u8; 6]) -> bool {
+    let (a, b): ([u16; 3], [u16; 3]) = (bytemuck::must_cast(a), bytemuck::must_cast(b));
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) != 0
 }

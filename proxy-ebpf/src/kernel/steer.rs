@@ -27,29 +27,37 @@ pub fn select(ctx: &SkReuseportContext) -> u32 {
 }
 
 /// The address and port that the group's sockets are bound to.
+///
+/// # Safety
+///
+/// `sk` must be the socket that the kernel gave the program.
 #[inline(always)]
 unsafe fn steer_key(sk: *const bpf_sock, protocol: u32) -> SteerKey {
-    // SAFETY: the caller's promise. Volatile, because the kernel rewrites each read of a field by
-    // itself and refuses two of them merged into one.
-    unsafe {
-        let address = if (&raw const (*sk).family).read_volatile() == AF_INET {
-            Address::v4((&raw const (*sk).src_ip4).read_volatile().to_ne_bytes())
+    // SAFETY: the caller's promise. Volatile, and both addresses before the choice between them, because
+    // the kernel rewrites each read of a field by itself: it refuses two merged into one, and a computed offset.
+    let (family, v4, v6, port) = unsafe {
+        let v6 = (&raw const (*sk).src_ip6).cast::<u32>();
+        (
+            (&raw const (*sk).family).read_volatile(),
+            (&raw const (*sk).src_ip4).read_volatile(),
+            [
+                v6.read_volatile(),
+                v6.add(1).read_volatile(),
+                v6.add(2).read_volatile(),
+                v6.add(3).read_volatile(),
+            ],
+            (&raw const (*sk).src_port).read_volatile(),
+        )
+    };
+    SteerKey {
+        address: if family == AF_INET {
+            Address::v4_word(v4)
         } else {
-            let words = &raw const (*sk).src_ip6;
-            let words = words.cast::<u32>();
-            Address(bytemuck::must_cast([
-                words.read_volatile(),
-                words.add(1).read_volatile(),
-                words.add(2).read_volatile(),
-                words.add(3).read_volatile(),
-            ]))
-        };
-        SteerKey {
-            address,
-            // The only port that the kernel gives in host order.
-            port: ((&raw const (*sk).src_port).read_volatile() as u16).to_be_bytes(),
-            protocol: protocol as u8,
-            zero: [0; 5],
-        }
+            Address(bytemuck::must_cast(v6))
+        },
+        // The only one of them that the kernel gives in host order.
+        port: (port as u16).to_be_bytes(),
+        protocol: protocol as u8,
+        zero: [0; 5],
     }
 }
