@@ -6,6 +6,7 @@ pub mod abi;
 pub mod bucket;
 pub mod checksum;
 pub mod maglev;
+pub mod measure;
 #[cfg(feature = "object")]
 pub mod object;
 pub mod packet;

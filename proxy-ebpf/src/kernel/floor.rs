@@ -12,6 +12,8 @@ mod entry {
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, ProgramArray};
     use aya_ebpf::programs::XdpContext;
+    use proxy_ebpf::measure::{FRESH_BYTES, Fresh};
+    use proxy_ebpf::packet::ETHERNET_BYTES;
 
     /// Up to Linux, as it came.
     #[xdp(frags)]
@@ -31,46 +33,44 @@ mod entry {
         XDP_DROP
     }
 
-    /// Bytes of a template that `fresh` restores.
-    const TEMPLATE_BYTES: usize = 64;
-
-    /// What `fresh` makes of a packet.
-    #[repr(C, align(8))]
-    pub struct Fresh {
-        /// The first bytes of the packet, as they should be at the start of each round.
-        template: [u8; TEMPLATE_BYTES],
-        /// Rounds so far, masked, scattered and added to the IPv4 source address: which flow the packet is of.
-        round: u64,
-        mask: u64,
-    }
-
-    #[map(name = "fresh_state")]
+    #[map(name = "template")]
     static FRESH: Array<Fresh> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
     /// Index 0: the program under measurement.
     #[map(name = "measured")]
     static MEASURED: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-    /// Restores an IPv4 packet that the round before has changed, gives it the source of the next flow, and
-    /// hands it to the program under measurement. BPF_PROG_TEST_RUN itself would feed the changed packet in again.
+    /// Restores a packet that the round before has changed, makes it one of the next flow, and hands it to
+    /// the program under measurement. BPF_PROG_TEST_RUN itself would feed the changed packet in again.
     #[xdp(frags)]
     pub fn fresh(ctx: XdpContext) -> u32 {
         let Some(fresh) = FRESH.get_ptr_mut(0) else {
             return XDP_ABORTED;
         };
         let start = ctx.data();
-        if start + TEMPLATE_BYTES > ctx.data_end() {
+        // SAFETY: the map's value outlives the run.
+        let word = start + unsafe { (*fresh).counted_at as usize & 63 };
+        if start + FRESH_BYTES > ctx.data_end() || word + 4 > ctx.data_end() {
             return XDP_ABORTED;
         }
-        // SAFETY: the packet holds as many bytes as the template; one run at a time uses the map's value.
+        let word = word as *mut u32;
+        // SAFETY: the packet holds as many bytes as the template, and the word that is counted; one run at
+        // a time uses the map's value. Words are read as in `packet::Header`.
         unsafe {
-            *(start as *mut [u8; TEMPLATE_BYTES]) = (*fresh).template;
-            (*fresh).round += 1;
             // An odd factor visits each flow once, far from the one before: no line is in a cache by chance.
             let flow = (*fresh).round.wrapping_mul(0x9e37_79b1) & (*fresh).mask;
-            let source = (start + 26) as *mut u32;
-            source
-                .write_unaligned((source.read_unaligned().swap_bytes() + flow as u32).swap_bytes());
+            (*fresh).round += 1;
+            // Written in words within which the parser's own words lie: one that straddles two stores could be
+            // read only once both have left the store buffer, and the measurement would be of that.
+            let template = &raw const (*fresh).template;
+            for index in 0..ETHERNET_BYTES / 2 {
+                *(start as *mut u16).add(index) = *template.cast::<u16>().add(index);
+            }
+            let rest = template.cast::<u8>().add(ETHERNET_BYTES).cast::<u32>();
+            for index in 0..(FRESH_BYTES - ETHERNET_BYTES) / 4 {
+                *((start + ETHERNET_BYTES) as *mut u32).add(index) = *rest.add(index);
+            }
+            *word = u32::from_be(*word).wrapping_add(flow as u32).to_be();
         }
         // SAFETY: the context is this program's own.
         let _ = unsafe { MEASURED.tail_call(&ctx, 0) };

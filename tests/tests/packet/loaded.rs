@@ -65,40 +65,44 @@ pub struct Loaded {
 
 /// Loads the kernel half, or says aloud why not and returns nothing.
 pub fn load() -> Option<Loaded> {
+    load_sized(&[
+        (name::FLOWS, 1024),
+        (name::NAT_FLOWS, 1024),
+        (name::RINGS, 16),
+    ])
+}
+
+/// The same with other sizes of the maps named; what no test fills is small always.
+pub fn load_sized(sizes: &[(&str, u32)]) -> Option<Loaded> {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
         println!("skipped: needs root");
         return None;
     }
-    Some(Loaded::new())
+    Some(Loaded::new(sizes))
 }
 
 impl Loaded {
-    fn new() -> Self {
+    fn new(sizes: &[(&str, u32)]) -> Self {
         let mut loader = EbpfLoader::new();
-        for (map, entries) in [
+        let small = [
             (name::LISTENERS4, 64),
             (name::LISTENERS6, 64),
             (name::UPSTREAMS, 16),
-            (name::RINGS, 16),
             (name::ENDPOINTS, 64),
-            (name::FLOWS, 1024),
-            (name::NAT_FLOWS, 1024),
-            (name::BANS, 64),
+            (name::BANS, 128),
             (name::CELLS, 64),
             (name::STEER, 16),
             (name::SOCKETS, 16),
             (name::LISTENER_TRAFFIC, 64),
             (name::ENDPOINT_TRAFFIC, 64),
-        ] {
-            loader.map_max_entries(map, entries);
+        ];
+        for (map, entries) in small.iter().chain(sizes) {
+            loader.map_max_entries(map, *entries);
         }
         let mut ebpf = loader.load(object::KERNEL).expect("the object loads");
-        let program: &mut Xdp = ebpf
-            .program_mut(name::INGRESS)
-            .expect("there is an ingress program")
-            .try_into()
-            .expect("it is an XDP program");
+        let program = ebpf.program_mut(name::INGRESS).expect("ingress");
+        let program: &mut Xdp = program.try_into().expect("an XDP program");
         program.load().expect("the verifier accepts it");
         let mut loaded = Self {
             ebpf,
@@ -137,6 +141,11 @@ impl Loaded {
         let mut names: Vec<String> = self.ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         names.sort();
         names
+    }
+
+    pub fn ingress(&self) -> &Xdp {
+        let program = self.ebpf.program(name::INGRESS).expect("ingress");
+        program.try_into().expect("an XDP program")
     }
 
     /// Loads the other program, which BPF_PROG_TEST_RUN cannot run.
@@ -354,9 +363,8 @@ impl Loaded {
     pub fn send(&mut self, frame: &[u8]) -> Outcome {
         let before = self.verdicts();
         let mut bytes = vec![0; frame.len() + 256];
-        let program = self.ebpf.program(name::INGRESS).expect("ingress");
-        let program: &Xdp = program.try_into().expect("an XDP program");
-        let result = program
+        let result = self
+            .ingress()
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut bytes),
