@@ -183,24 +183,25 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Reads the headers of a frame.
+    /// Reads the headers of a frame, unless its destination port (network order) is not wanted:
+    /// most packets of a machine are not ours, and need not be read to the end.
     ///
     /// # Errors
     ///
-    /// `NotOurs`: neither TCP nor UDP over IPv4 or IPv6, so no listener can be meant. `Malformed`: cut short,
+    /// `NotOurs`: neither TCP nor UDP over IPv4 or IPv6, or a port that is not wanted. `Malformed`: cut short,
     /// or lengths that contradict each other. `Unsupported`: no ports where we read them
     /// (a later fragment, an IPv6 extension header).
     #[inline(always)]
-    pub fn parse(frame: &Frame) -> Result<Self, Verdict> {
+    pub fn parse(frame: &Frame, wanted: impl Fn([u8; 2]) -> bool) -> Result<Self, Verdict> {
         let ethernet = frame.header::<ETHERNET_BYTES>(0)?;
         match ethernet.pair::<12>() {
             ethertype::IPV4 => {
                 let (ip, payload_bytes) = parse_ipv4(frame)?;
-                parse_transport(frame, ip, payload_bytes)
+                parse_transport(frame, ip, payload_bytes, wanted)
             }
             ethertype::IPV6 => {
                 let (ip, payload_bytes) = parse_ipv6(frame)?;
-                parse_transport(frame, ip, payload_bytes)
+                parse_transport(frame, ip, payload_bytes, wanted)
             }
             _ => Err(Verdict::NotOurs),
         }
@@ -297,9 +298,17 @@ const fn known_protocol(number: u8) -> Result<u8, Verdict> {
 
 /// TCP (RFC 9293) or UDP (RFC 768) after `payload_bytes` were announced for them.
 #[inline(always)]
-fn parse_transport(frame: &Frame, ip: Packet, payload_bytes: u32) -> Result<Packet, Verdict> {
+fn parse_transport(
+    frame: &Frame,
+    ip: Packet,
+    payload_bytes: u32,
+    wanted: impl Fn([u8; 2]) -> bool,
+) -> Result<Packet, Verdict> {
     let mut packet = ip;
     let ports = frame.header::<4>(packet.transport_offset)?;
+    if !wanted(ports.pair::<2>()) {
+        return Err(Verdict::NotOurs);
+    }
     packet.source_port = ports.pair::<0>();
     packet.destination_port = ports.pair::<2>();
     if packet.fragment {

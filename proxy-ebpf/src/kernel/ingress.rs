@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, mode};
+use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, Ports, mode};
 use proxy_ebpf::packet::{Family, Frame, Packet};
 use proxy_ebpf::verdict::Verdict;
 
@@ -40,8 +40,12 @@ pub struct Arrival<'a> {
 pub fn ingress(ctx: &XdpContext) -> Result<Decision, Verdict> {
     // SAFETY: the kernel gives the program these bytes to read and write until it returns.
     let frame = unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) };
-    let packet = Packet::parse(&frame)?;
-    let listener = find_listener(&packet)?;
+    let ports = PORTS.get(0).ok_or(Verdict::Inconsistent)?;
+    let packet = Packet::parse(&frame, |port| {
+        let (word, bit) = place(port);
+        (ports.listener[word] | ports.nat[word]) & bit != 0
+    })?;
+    let listener = find_listener(ports, &packet)?;
     let arrival = arrive(ctx, frame, packet)?;
 
     if listener.mode == mode::NAT_RETURN {
@@ -57,13 +61,17 @@ pub fn ingress(ctx: &XdpContext) -> Result<Decision, Verdict> {
     Ok(decision)
 }
 
+/// Where a port stands in a bitmap of `Ports`: the word, and the bit in it.
+#[inline(always)]
+const fn place(port: [u8; 2]) -> (usize, u64) {
+    let port = u16::from_be_bytes(port);
+    ((port / 64) as usize, 1 << (port % 64))
+}
+
 /// The listener that a packet is for, or the NAT source that it comes back to.
 #[inline(always)]
-fn find_listener(packet: &Packet) -> Result<&'static Listener, Verdict> {
-    let port = u16::from_be_bytes(packet.destination_port);
-    let word = (port / 64) as usize;
-    let bit = 1u64 << (port % 64);
-    let ports = PORTS.get(0).ok_or(Verdict::Inconsistent)?;
+fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Verdict> {
+    let (word, bit) = place(packet.destination_port);
     if ports.listener[word] & bit != 0
         && let Some(listener) = look_up(packet, packet.destination_port, packet.protocol)
     {
