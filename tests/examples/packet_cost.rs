@@ -29,6 +29,9 @@ const RUNS: usize = 5;
 const FLOWS: u64 = 512 * 1024;
 const RETURN_FLOWS: u64 = 16 * 1024;
 
+/// The first port of the few sources.
+const PORT_FIRST: u16 = 20_000;
+
 /// Where the words begin that the number of the flow is added to: the source address, the ports.
 const SOURCE4: u64 = 26;
 const SOURCE6: u64 = 34;
@@ -108,15 +111,15 @@ fn main() {
 fn rows() -> Vec<Row> {
     use Subject::{Few, Floor, Many};
     let (serve, forward) = (Many(Verdict::Serve), Many(Verdict::Forward));
-    let (not_ours, back) = (Many(Verdict::NotOurs), Few(Verdict::Return));
-    let elsewhere = Frame::tcp((CLIENT, 40_000), (IpAddr::from([192, 0, 2, 9]), 80), ACK);
+    let (not_ours, back) = (Few(Verdict::NotOurs), Few(Verdict::Return));
+    let elsewhere = |port| Frame::tcp((CLIENT, 40_000), (IpAddr::from([192, 0, 2, 9]), port), ACK);
     let banned = Frame::tcp(
         (IpAddr::from([203, 0, 113, 7]), 40_000),
         (LISTENER, 443),
         SYN,
     );
     let tcp6 = Frame::tcp((v6(0x2001, 9), 40_000), (v6(0x2001, 1), 80), SYN);
-    let reply = Frame::udp((ENDPOINT, 8080), (IpAddr::from([10, 0, 0, 1]), 1));
+    let reply = Frame::udp((ENDPOINT, 8080), (IpAddr::from([10, 0, 0, 1]), PORT_FIRST));
     vec![
         row("floor: pass", tcp(80, ACK), 1, Floor("pass")),
         row("floor: tx", tcp(80, ACK), 1, Floor("tx")),
@@ -124,7 +127,13 @@ fn rows() -> Vec<Row> {
         row("not ours: another port", tcp(22, ACK), 1, not_ours),
         row(
             "not ours: our port, another address",
-            elsewhere,
+            elsewhere(80),
+            1,
+            not_ours,
+        ),
+        row(
+            "not ours: a NAT port, another address",
+            elsewhere(PORT_FIRST),
             1,
             not_ours,
         ),
@@ -212,7 +221,8 @@ fn fill_many(loaded: &mut Loaded) {
 }
 
 fn fill_few(loaded: &mut Loaded) {
-    loaded.nat(&[IpAddr::from([10, 0, 0, 1]), v6(0xfd00, 1)], 1, 65_535);
+    let sources = [IpAddr::from([10, 0, 0, 1]), v6(0xfd00, 1)];
+    loaded.nat(&sources, PORT_FIRST, 32_768);
     for (id, address, listener, protocol) in [
         (1, ENDPOINT, LISTENER, UDP),
         (2, v6(0xfd00, 11), v6(0x2001, 1), TCP),
