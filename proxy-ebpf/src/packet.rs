@@ -401,4 +401,4 @@ fn write_ipv6(ip: Header<40>, to: &Rewrite) {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

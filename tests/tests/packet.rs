@@ -8,3 +8,5 @@ mod loaded;
 mod nat;
 #[path = "packet/pass.rs"]
 mod pass;
+#[path = "packet/steer.rs"]
+mod steer;

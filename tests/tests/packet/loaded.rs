@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use aya::programs::{SkReuseport, TestRun, TestRunOptions, Xdp};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::programs::{Program, SkReuseport, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
@@ -123,8 +123,16 @@ impl Loaded {
         loaded
     }
 
+    pub fn map_mut(&mut self, name: &str) -> &mut Map {
+        self.ebpf.map_mut(name).expect("a map of that name")
+    }
+
+    pub fn program(&self, name: &str) -> &Program {
+        self.ebpf.program(name).expect("a program of that name")
+    }
+
     pub fn array<T: bytemuck::Pod>(&mut self, map: &str) -> Array<&mut MapData, Value<T>> {
-        let map = self.ebpf.map_mut(map).expect("a map of that name");
+        let map = self.map_mut(map);
         Array::try_from(map).expect("an array of that type")
     }
 
@@ -132,7 +140,7 @@ impl Loaded {
         &mut self,
         map: &str,
     ) -> HashMap<&mut MapData, Value<K>, Value<V>> {
-        let map = self.ebpf.map_mut(map).expect("a map of that name");
+        let map = self.map_mut(map);
         HashMap::try_from(map).expect("a hash of that type")
     }
 
@@ -144,7 +152,7 @@ impl Loaded {
     }
 
     pub fn ingress(&self) -> &Xdp {
-        let program = self.ebpf.program(name::INGRESS).expect("ingress");
+        let program = self.program(name::INGRESS);
         program.try_into().expect("an XDP program")
     }
 
@@ -157,7 +165,7 @@ impl Loaded {
 
     /// The value of a per-CPU array, of each CPU.
     fn per_cpu<T: bytemuck::Pod>(&mut self, map: &str, index: u32) -> Vec<T> {
-        let map = self.ebpf.map_mut(map).expect("a map of that name");
+        let map = self.map_mut(map);
         let map: PerCpuArray<_, Value<T>> = PerCpuArray::try_from(map).expect("a per-CPU array");
         let values = map.get(&index, 0).expect("an entry");
         values.iter().map(|value| value.0).collect()

@@ -299,6 +299,20 @@ fn a_long_frame_pads_nothing_and_loses_nothing() {
 }
 
 #[test]
+fn a_frame_of_several_buffers_is_forwarded_and_counted_whole() {
+    let Some(mut loaded) = forwarding() else {
+        return;
+    };
+    let frame = tcp(true, 40_000, SYN).with(|frame| frame.payload = vec![0x5a; 8000]);
+    let outcome = loaded.send(&frame.bytes());
+    assert_eq!(outcome.verdict, Verdict::Forward);
+    let (port, to) = path(&outcome.bytes);
+    assert_eq!(outcome.bytes, forwarded(&frame, true, port, to));
+    let total = loaded.traffic(name::LISTENER_TRAFFIC, 3).bytes;
+    assert_eq!(total, frame.bytes().len() as u64);
+}
+
+#[test]
 fn the_same_flow_keeps_port_and_endpoint_when_the_ring_changes() {
     let Some(mut loaded) = forwarding() else {
         return;
