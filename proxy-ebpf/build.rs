@@ -71,6 +71,10 @@ fn build() -> Result<(), String> {
             String::from_utf8_lossy(&output.stderr)
         ));
     }
+    // What the compiler warns of, for cargo shows nothing else of a build that succeeds.
+    for line in String::from_utf8_lossy(&output.stderr).lines() {
+        println!("cargo::warning={line}");
+    }
     for object in OBJECTS {
         let from = target_directory.join(target).join("bpf").join(object);
         std::fs::copy(&from, out.join(object))

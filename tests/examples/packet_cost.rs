@@ -6,7 +6,11 @@
 //! the next flow and tail-calls what is measured. The figures are raw, wrapper included; compare them with the
 //! floor rows. Each row is measured five times, the rows in turn.
 
-#[expect(dead_code, reason = "the fixture tests use more of it")]
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "the fixture tests use more of it"
+)]
 #[path = "../tests/packet/loaded.rs"]
 mod loaded;
 
