@@ -30,8 +30,8 @@ pub struct Frame {
     pub options: Vec<u8>,
     /// IPv4 fragment: offset in units of 8 bytes, and whether more follow.
     pub fragment: (u16, bool),
-    /// An IPv6 extension header: its number, and its bytes from the second on.
-    pub extension: Option<(u8, Vec<u8>)>,
+    /// IPv6 extension headers, outermost first: number, and the bytes from the second on.
+    pub extensions: Vec<(u8, Vec<u8>)>,
     pub transport: Transport,
     pub payload: Vec<u8>,
 }
@@ -85,7 +85,7 @@ impl Frame {
             hop_limit: 64,
             options: vec![],
             fragment: (0, false),
-            extension: None,
+            extensions: vec![],
             transport,
             payload: b"a payload of odd length".to_vec(),
         }
@@ -143,10 +143,9 @@ impl Frame {
         let mut ip = vec![0x60 | self.class >> 4, self.class << 4 | 0x0f, 0xee, 0xdd];
         let mut body = vec![];
         let mut next = number;
-        if let Some((extension, rest)) = &self.extension {
+        for (extension, rest) in self.extensions.iter().rev() {
+            body.splice(0..0, [&[next][..], rest].concat());
             next = *extension;
-            body.push(number);
-            body.extend(rest);
         }
         body.extend(transport);
         ip.extend((body.len() as u16).to_be_bytes());

@@ -111,10 +111,11 @@ pub fn give_back(arrival: &Arrival, source: u32) -> Result<Decision, Verdict> {
     })
 }
 
-/// What is ours but cannot be sent on: parts of a datagram, and packets at the end of their way.
+/// What is ours but cannot be sent on: parts of a datagram, packets whose extension headers may change
+/// what their checksum covers, and packets at the end of their way.
 #[inline(always)]
 const fn refuse_unforwardable(packet: &Packet) -> Result<(), Verdict> {
-    if packet.fragment {
+    if packet.fragment || packet.extended {
         return Err(Verdict::Unsupported);
     }
     if packet.hop_limit <= 1 {

@@ -47,6 +47,7 @@ fn a_tcp_packet_over_ipv4_is_read() {
         tcp_flags: tcp_flag::SYN,
         hop_limit: 64,
         fragment: false,
+        extended: false,
         transport_offset: 34,
         frame_bytes_min: 54,
     };

@@ -126,3 +126,17 @@ fn a_banned_source_cannot_open_a_forwarded_flow() {
     is_banned(&mut loaded, &syn(BANNED));
     assert_eq!(loaded.flow_count(), 0);
 }
+
+#[test]
+fn an_ipv6_extension_header_does_not_get_around_a_ban() {
+    let Some(mut loaded) = load() else { return };
+    let listener = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+    let source = IpAddr::from([0x2001, 0xdb8, 7, 0, 0, 0, 0, 1]);
+    loaded.listener((listener, PORT), TCP, mode::SERVE, 0);
+    loaded.ban(source, now_ns() + HOUR_NS, 1);
+    for number in [0, 43, 44, 60] {
+        let frame = Frame::tcp((source, 40_000), (listener, PORT), SYN)
+            .with(|frame| frame.extensions = vec![(number, vec![0; 7])]);
+        is_banned(&mut loaded, &frame.bytes());
+    }
+}

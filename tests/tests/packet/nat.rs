@@ -361,7 +361,7 @@ fn a_packet_at_the_end_of_its_way_is_left_to_linux() {
 }
 
 #[test]
-fn fragments_are_not_forwarded() {
+fn fragments_and_packets_with_extension_headers_are_not_forwarded() {
     let Some(mut loaded) = forwarding() else {
         return;
     };
@@ -373,6 +373,8 @@ fn fragments_are_not_forwarded() {
     let reply = Frame::udp((to, 8080), (source(false), port));
     let reply = reply.with(|frame| frame.fragment = (0, true));
     loaded.passes(&reply.bytes(), Verdict::Unsupported);
+    let extended = udp(true, 40_000).with(|frame| frame.extensions = vec![(60, vec![0; 7])]);
+    loaded.passes(&extended.bytes(), Verdict::Unsupported);
 }
 
 #[test]

@@ -180,13 +180,65 @@ fn ports_are_never_read_from_a_later_fragment() {
     }
 }
 
+/// An extension header of 8 or 24 bytes; as a fragment header, the first and only fragment.
+fn extension(number: u8, bytes: usize) -> (u8, Vec<u8>) {
+    let mut rest = vec![0; bytes - 1];
+    rest[0] = (bytes / 8 - 1) as u8;
+    (number, rest)
+}
+
 #[test]
-fn ipv6_extension_headers_and_fragments_are_unsupported() {
+fn ipv6_extension_headers_are_stepped_over() {
     let Some(mut loaded) = serving() else { return };
-    for number in [0, 43, 44, 51, 60, 135] {
-        let frame = syn(v6(9), v6(1)).with(|frame| frame.extension = Some((number, vec![0; 7])));
+    for extensions in [
+        vec![extension(0, 8)],
+        vec![extension(60, 24)],
+        vec![extension(43, 8), extension(44, 8)],
+        vec![
+            extension(0, 24),
+            extension(60, 8),
+            extension(43, 24),
+            extension(60, 8),
+        ],
+    ] {
+        let frame = syn(v6(9), v6(1)).with(|frame| frame.extensions = extensions);
+        let bytes = frame.bytes();
+        loaded.passes(&bytes, Verdict::Serve);
+        for length in 14..bytes.len() {
+            loaded.passes(&bytes[..length], Verdict::Malformed);
+        }
+    }
+}
+
+#[test]
+fn ipv6_extension_headers_of_other_kinds_or_too_many_are_unsupported() {
+    let Some(mut loaded) = serving() else { return };
+    for extensions in [
+        vec![extension(51, 8)],
+        vec![extension(135, 8)],
+        vec![extension(60, 8); 5],
+    ] {
+        let frame = syn(v6(9), v6(1)).with(|frame| frame.extensions = extensions);
         loaded.passes(&frame.bytes(), Verdict::Unsupported);
     }
+}
+
+#[test]
+fn ports_are_never_read_from_a_later_ipv6_fragment() {
+    let Some(mut loaded) = serving() else { return };
+    let mut later = extension(44, 8);
+    later.1[1..3].copy_from_slice(&(185u16 << 3).to_be_bytes());
+    let frame = syn(v6(9), v6(1)).with(|frame| frame.extensions = vec![later]);
+    loaded.passes(&frame.bytes(), Verdict::Unsupported);
+}
+
+#[test]
+fn an_extension_header_longer_than_the_packet_is_malformed() {
+    let Some(mut loaded) = serving() else { return };
+    let frame = syn(v6(9), v6(1)).with(|frame| frame.extensions = vec![extension(60, 8)]);
+    let mut bytes = frame.bytes();
+    bytes[55] = 200;
+    loaded.passes(&bytes, Verdict::Malformed);
 }
 
 #[test]
