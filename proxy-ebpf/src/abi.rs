@@ -421,7 +421,8 @@ pub struct Traffic {
 }
 const _: () = assert!(size_of::<Traffic>() == 16);
 
-/// Address and port that a group of SO_REUSEPORT sockets is bound to.
+/// Address and port that a group of SO_REUSEPORT sockets is bound to: `0.0.0.0` is the v4-mapped one, `[::]`
+/// is all zero, also for the IPv4 connections of a socket that takes both.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct SteerKey {
@@ -431,3 +432,58 @@ pub struct SteerKey {
     pub zero: [u8; 5],
 }
 const _: () = assert!(size_of::<SteerKey>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V6: Address = Address([0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+
+    #[test]
+    fn an_ipv4_address_is_mapped_and_back() {
+        let address = Address::v4([192, 0, 2, 1]);
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+        assert_eq!(address.0, bytes);
+        assert_eq!(address.as_v4(), [192, 0, 2, 1]);
+        assert!(address.is_v4());
+        assert!(!V6.is_v4());
+        for position in 0..12 {
+            let mut other = address;
+            other.0[position] ^= 1;
+            assert!(!other.is_v4() && !other.is(&address));
+        }
+    }
+
+    #[test]
+    fn a_ban_names_an_ipv4_address_or_an_ipv6_64() {
+        let v4 = Address::v4([192, 0, 2, 1]);
+        assert_eq!(v4.ban_key(), v4);
+        let prefix = [0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(V6.ban_key().0, prefix);
+    }
+
+    #[test]
+    fn sources_spread_over_the_filter() {
+        let mut bits: Vec<u32> = (0..=255u8)
+            .flat_map(|a| (0..=15u8).map(move |b| guard_bit(&Address::v4([10, 0, a, b]))))
+            .collect();
+        bits.sort_unstable();
+        bits.dedup();
+        // Of 4096 sources thrown at random 126 would meet another one.
+        assert!(bits.len() > 3800, "{}", bits.len());
+        assert!(bits.iter().all(|bit| *bit < 65_536));
+    }
+
+    #[test]
+    fn every_nat_port_has_an_index_of_its_own() {
+        let mut nat = Nat::zeroed();
+        nat.ports = 3;
+        let mut indices = vec![];
+        for source in 0..size::NAT_SOURCES as u32 {
+            for protocol in [protocol::TCP, protocol::UDP] {
+                indices.extend((0..3).map(|offset| nat.flow_index(source, protocol, offset)));
+            }
+        }
+        assert_eq!(indices, (0..48).collect::<Vec<u32>>());
+    }
+}

@@ -50,6 +50,7 @@ impl Rate {
 /// Refused: nanoseconds after which a spend will be admitted, if no other comes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
+    /// Counted from the `now_ns` that was asked with.
     pub retry_after_ns: u64,
 }
 

@@ -63,22 +63,6 @@ const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// The checksum over whole bytes, computed in full (RFC 1071); an odd last byte counts as if a zero followed.
-/// For tests and packet builders: the kernel half only ever updates.
-pub fn full(parts: &[&[u8]]) -> [u8; 2] {
-    let mut sum = 0u64;
-    for part in parts {
-        let mut words = part.chunks_exact(2);
-        for word in &mut words {
-            sum += u16::from_be_bytes([word[0], word[1]]) as u64;
-        }
-        if let [last] = words.remainder() {
-            sum += (*last as u64) << 8;
-        }
-    }
-    (!fold(sum)).to_be_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +84,15 @@ mod tests {
             }
             Address(bytemuck::must_cast([self.next(), self.next()]))
         }
+    }
+
+    /// The checksum over whole bytes, computed in full (RFC 1071).
+    fn full(parts: &[&[u8]]) -> [u8; 2] {
+        let mut sum = 0u64;
+        for word in parts.iter().flat_map(|part| part.chunks_exact(2)) {
+            sum += u64::from(u16::from_be_bytes([word[0], word[1]]));
+        }
+        (!fold(sum)).to_be_bytes()
     }
 
     #[test]

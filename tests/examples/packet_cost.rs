@@ -90,6 +90,12 @@ fn main() {
             .load()
             .expect("the verifier accepts it");
     }
+    let info = few.ingress().info().expect("what the kernel knows of it");
+    println!(
+        "ingress: {} instructions verified, {} bytes of machine code",
+        info.verified_instruction_count().unwrap_or(0),
+        info.size_jitted()
+    );
     let mut rows = rows();
     let opening = [
         row("", tcp(80, SYN), FLOWS, Subject::Many(Verdict::Forward)),

@@ -1,5 +1,6 @@
 //! The kernel half loaded for one test: maps of its own, not pinned, filled by hand, and packets sent through it.
 
+use std::io::Write;
 use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -76,7 +77,7 @@ pub fn load() -> Option<Loaded> {
 pub fn load_sized(sizes: &[(&str, u32)]) -> Option<Loaded> {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: needs root");
+        skip("needs root");
         return None;
     }
     Some(Loaded::new(sizes))
@@ -417,6 +418,13 @@ impl Loaded {
         };
         assert_eq!(outcome, wanted);
     }
+}
+
+/// Says aloud that this test did not run: straight to stderr, for libtest swallows what a passing test prints.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    let _ = writeln!(std::io::stderr(), "test {test} ... ignored, {reason}");
 }
 
 /// CLOCK_MONOTONIC_COARSE, ns.

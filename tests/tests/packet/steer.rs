@@ -11,7 +11,7 @@ use proxy_ebpf::abi::{Address, SteerKey, name};
 use rig::packet::TCP;
 use socket2::{Domain, Socket, Type};
 
-use crate::loaded::{Loaded, Value, load};
+use crate::loaded::{Loaded, Value, load, skip};
 
 /// The kernel half with its second program loaded, too.
 fn steering() -> Option<Loaded> {
@@ -88,7 +88,7 @@ fn cpus() -> usize {
 fn a_connection_goes_to_the_worker_on_the_cpu_that_took_it() {
     let Some(mut loaded) = steering() else { return };
     if cpus() < 2 {
-        println!("skipped: needs two CPUs");
+        skip("needs two CPUs");
         return;
     }
     for (host, address) in [
