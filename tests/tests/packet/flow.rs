@@ -273,6 +273,34 @@ fn flows_leave_from_every_source_and_each_port_is_used_once() {
 }
 
 #[test]
+fn cpus_that_open_flows_at_once_never_share_a_port() {
+    const FLOWS: u16 = 400;
+    let Some(mut loaded) = forwarding() else {
+        return;
+    };
+    loaded.nat(&[source(false)], PORT_FIRST, 2 * FLOWS);
+    let loaded = &loaded;
+    let ports: Vec<u16> = std::thread::scope(|scope| {
+        let open = |first: u16| {
+            scope.spawn(move || {
+                let frames = (first..first + FLOWS).map(|port| tcp(false, port, SYN).bytes());
+                frames
+                    .map(|frame| path(&loaded.run(&frame).1).0)
+                    .collect::<Vec<_>>()
+            })
+        };
+        let threads = [open(30_000), open(40_000)];
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let distinct: HashSet<u16> = ports.iter().copied().collect();
+    assert_eq!(distinct.len(), usize::from(2 * FLOWS));
+    assert!(distinct.iter().all(|port| *port >= PORT_FIRST));
+}
+
+#[test]
 fn the_cursor_moves_on_by_one_for_each_port_that_is_tried() {
     // A fetch-add that returned its operand instead of the old value would try one and the same port for ever.
     let Some(mut loaded) = forwarding() else {

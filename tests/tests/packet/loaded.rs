@@ -371,16 +371,7 @@ impl Loaded {
     /// Sends a frame through the program once; exactly one verdict must have been counted for it.
     pub fn send(&mut self, frame: &[u8]) -> Outcome {
         let before = self.verdicts();
-        let mut bytes = vec![0; frame.len() + 256];
-        let result = self
-            .ingress()
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut bytes),
-                ..TestRunOptions::default()
-            })
-            .expect("the test run");
-        bytes.truncate(result.data_size_out as usize);
+        let (action, bytes) = self.run(frame);
         self.sent += 1;
         let after = self.verdicts();
         let counted: Vec<Verdict> = Verdict::ALL
@@ -393,6 +384,23 @@ impl Loaded {
         let [verdict] = counted[..] else {
             panic!("one packet, verdicts {counted:?}");
         };
+        Outcome {
+            verdict,
+            action,
+            bytes,
+        }
+    }
+
+    /// Runs the program over a frame once, on whichever CPU the caller is.
+    pub fn run(&self, frame: &[u8]) -> (Action, Vec<u8>) {
+        let mut bytes = vec![0; frame.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut bytes),
+            ..TestRunOptions::default()
+        };
+        let result = self.ingress().test_run(options).expect("the test run");
+        bytes.truncate(result.data_size_out as usize);
         let action = match result.return_value {
             1 => Action::Drop,
             2 => Action::Pass,
@@ -400,11 +408,7 @@ impl Loaded {
             4 => Action::Redirect,
             other => panic!("action {other}"),
         };
-        Outcome {
-            verdict,
-            action,
-            bytes,
-        }
+        (action, bytes)
     }
 
     /// Sends a frame that must be passed, untouched, with this verdict.
@@ -424,7 +428,8 @@ impl Loaded {
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("?");
-    let _ = writeln!(std::io::stderr(), "test {test} ... ignored, {reason}");
+    let line = format!("test {test} ... ignored, {reason}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// CLOCK_MONOTONIC_COARSE, ns.
