@@ -1,1 +1,3 @@
 //! rooms
+
+pub mod net;
