@@ -153,7 +153,11 @@ impl Accepting {
                 state.waiting.push_back(Ok(fd));
             }
             errno => match -errno {
-                libc::ECANCELED | libc::EINTR | libc::EAGAIN | libc::ECONNABORTED | libc::EPROTO => {}
+                libc::ECANCELED
+                | libc::EINTR
+                | libc::EAGAIN
+                | libc::ECONNABORTED
+                | libc::EPROTO => {}
                 errno => state
                     .waiting
                     .push_back(Err(io::Error::from_raw_os_error(errno))),

@@ -79,10 +79,7 @@ impl Pool {
 
     /// Address and length of the ring, for its registration.
     pub(super) fn ring_address(&self) -> (u64, u16) {
-        (
-            self.ring.borrow().memory.as_ptr() as u64,
-            self.buffers,
-        )
+        (self.ring.borrow().memory.as_ptr() as u64, self.buffers)
     }
 
     /// Fills the kernel's ring up from the stack and shows it the new entries; once per turn.
@@ -146,7 +143,10 @@ impl Pool {
     }
 
     fn address(&self, buffer: u16) -> NonNull<u8> {
-        debug_assert!(buffer < self.buffers, "the kernel names only buffers it was given");
+        debug_assert!(
+            buffer < self.buffers,
+            "the kernel names only buffers it was given"
+        );
         let offset = usize::from(buffer % self.buffers) * self.buffer_bytes as usize;
         // SAFETY: `buffer` is below `buffers`, and the mapping holds `buffers * buffer_bytes` bytes from `base`.
         unsafe { self.base.add(offset) }

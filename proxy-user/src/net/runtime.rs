@@ -102,7 +102,10 @@ pub fn turns() -> u64 {
 /// # Panics
 /// Outside of [`run`]: a mistake in the program, which no input can cause.
 pub(super) fn current() -> Rc<Core> {
-    #[expect(clippy::expect_used, reason = "documented panic for a mistake in the program")]
+    #[expect(
+        clippy::expect_used,
+        reason = "documented panic for a mistake in the program"
+    )]
     CURRENT
         .with_borrow(Clone::clone)
         .expect("sockets, tasks and timers exist only inside net::run")

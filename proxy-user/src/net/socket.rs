@@ -98,10 +98,7 @@ impl Socket {
     }
 
     /// Looks at the socket itself; not connected when closed.
-    pub(super) fn with<T>(
-        &self,
-        look: impl FnOnce(SockRef<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub(super) fn with<T>(&self, look: impl FnOnce(SockRef<'_>) -> io::Result<T>) -> io::Result<T> {
         match self.fd.borrow().as_ref() {
             Some(fd) => look(SockRef::from(fd)),
             None => Err(io::ErrorKind::NotConnected.into()),
@@ -143,11 +140,7 @@ impl Socket {
     }
 
     fn arm(self: &Rc<Self>, inbound: &mut Inbound) {
-        if inbound.armed.is_some()
-            || inbound.starved
-            || inbound.stopped
-            || inbound.end.is_some()
-        {
+        if inbound.armed.is_some() || inbound.starved || inbound.stopped || inbound.end.is_some() {
             return;
         }
         let Some(fd) = self.raw_fd() else {

@@ -158,10 +158,7 @@ impl Stream {
     ///
     /// # Errors
     /// What `look` says; ENOTCONN once aborted.
-    pub fn with_socket<T>(
-        &self,
-        look: impl FnOnce(SockRef<'_>) -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub fn with_socket<T>(&self, look: impl FnOnce(SockRef<'_>) -> io::Result<T>) -> io::Result<T> {
         self.socket.with(look)
     }
 }

@@ -41,6 +41,27 @@ async fn pair() -> Result<(Stream, TcpStream), std::io::Error> {
     Ok((listener.accept().await?, plain))
 }
 
+/// Does blocking work on another thread and waits for it without blocking the worker, which alone moves the bytes.
+async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Box<dyn std::error::Error>> {
+    let (bell, done) = doorbell()?;
+    let thread = std::thread::spawn(move || {
+        let output = work();
+        bell.ring();
+        output
+    });
+    timeout(after(20_000), done.wait()).await??;
+    thread
+        .join()
+        .map_err(|_| "the other thread panicked".into())
+}
+
+fn read_to_end(mut plain: TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    plain.read_to_end(&mut all).map(|_| all)
+}
+
 fn after(ms: u64) -> Instant {
     Instant::read() + Duration::from_millis(ms)
 }
@@ -85,13 +106,11 @@ fn a_hundred_mebibytes_come_back_as_they_went() -> Outcome {
         let receiver = async {
             let mut position = 0;
             while let Some(chunk) = stream.recv().await? {
-                for part in chunk.chunk_by(|_, _| true) {
-                    let start = position % expected.len();
-                    let front = part.len().min(expected.len() - start);
-                    assert_eq!(part[..front], expected[start..start + front]);
-                    assert_eq!(part[front..], expected[..part.len() - front]);
-                    position += part.len();
-                }
+                let start = position % expected.len();
+                let front = chunk.len().min(expected.len() - start);
+                assert!(chunk[..front] == expected[start..start + front]);
+                assert!(chunk[front..] == expected[..chunk.len() - front]);
+                position += chunk.len();
             }
             Ok::<usize, std::io::Error>(position)
         };
@@ -179,9 +198,8 @@ fn each_direction_ends_on_its_own() -> Outcome {
         assert!(stream.recv().await?.is_none(), "an end stays the end");
         stream.send(b"an answer after the end").await?;
         stream.shutdown().await?;
-        let mut answer = String::new();
-        plain.read_to_string(&mut answer)?;
-        assert_eq!(answer, "an answer after the end");
+        let answer = elsewhere(|| read_to_end(plain)).await??;
+        assert_eq!(answer, b"an answer after the end");
 
         let (stream, mut plain) = pair().await?;
         stream.shutdown().await?;
@@ -207,8 +225,8 @@ fn a_reset_is_an_error_on_either_side() -> Outcome {
         stream.abort();
         let error = stream.recv().await.err().ok_or("no error")?;
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
-        yield_now().await;
-        let error = plain.read(&mut [0; 1]).err().ok_or("no error")?;
+        let read = elsewhere(move || plain.read(&mut [0; 1])).await?;
+        let error = read.err().ok_or("no error")?;
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         Ok(())
     })
@@ -222,9 +240,7 @@ fn an_abort_wakes_who_waits_for_the_stream() -> Outcome {
             sleep_until(after(5)).await;
             stream.abort();
         };
-        let endless = async {
-            while stream.send(vec![0; 1 << 20]).await.is_ok() {}
-        };
+        let endless = async { while stream.send(vec![0; 1 << 20]).await.is_ok() {} };
         let ((received, ()), ()) = join(join(stream.recv(), endless), aborted).await;
         let error = received.err().ok_or("no error")?;
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted);
@@ -246,10 +262,7 @@ fn a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadli
         let full = socket.local_addr()?.as_socket().ok_or("no address")?;
         let _first = timeout(after(2000), connect(full)).await??;
         let begun = Instant::read();
-        assert_eq!(
-            timeout(after(60), connect(full)).await.err(),
-            Some(Elapsed)
-        );
+        assert_eq!(timeout(after(60), connect(full)).await.err(), Some(Elapsed));
         assert!(Instant::read() - begun >= Duration::from_millis(60));
         Ok(())
     })
@@ -280,24 +293,20 @@ fn a_dropped_receive_loses_nothing() -> Outcome {
 #[test]
 fn a_dropped_send_is_sent_whole_and_the_next_one_follows_it() -> Outcome {
     on_worker(&Settings::default(), async {
-        let (stream, mut plain) = pair().await?;
+        let (stream, plain) = pair().await?;
         let first = pattern(8 << 20);
         let expected = [&first[..], b"second"].concat();
         assert!(
             timeout(after(20), stream.send(first)).await.is_err(),
             "nobody reads, so it cannot have ended"
         );
-        let reader = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            plain.read_to_end(&mut all).map(|_| all)
-        });
-        stream.send(b"second").await?;
-        stream.shutdown().await?;
-        while !reader.is_finished() {
-            sleep_until(after(2)).await;
-        }
-        let received = reader.join().map_err(|_| "the reader panicked")??;
-        assert!(received == expected);
+        let next = async {
+            stream.send(b"second").await?;
+            stream.shutdown().await
+        };
+        let (sent, received) = join(next, elsewhere(|| read_to_end(plain))).await;
+        sent?;
+        assert!(received?? == expected);
         Ok(())
     })
 }
@@ -305,25 +314,22 @@ fn a_dropped_send_is_sent_whole_and_the_next_one_follows_it() -> Outcome {
 #[test]
 fn parts_are_sent_in_order_and_empty_ones_are_nothing() -> Outcome {
     on_worker(&Settings::default(), async {
-        let (stream, mut plain) = pair().await?;
+        let (stream, plain) = pair().await?;
         let body = pattern(3 << 20);
         let expected = [b"head", &body[..], b"tail"].concat();
-        let reader = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            plain.read_to_end(&mut all).map(|_| all)
-        });
-        stream.send(Vec::new()).await?;
-        stream
-            .send_vectored([
+        let sender = async move {
+            stream.send(Vec::new()).await?;
+            let parts = [
                 (&b"head"[..]).into(),
                 Vec::new().into(),
                 body.into(),
                 Payload::Shared(b"tail"[..].into()),
-            ])
-            .await?;
-        drop(stream);
-        let received = reader.join().map_err(|_| "the reader panicked")??;
-        assert!(received == expected);
+            ];
+            stream.send_vectored(parts).await
+        };
+        let (sent, received) = join(sender, elsewhere(|| read_to_end(plain))).await;
+        sent?;
+        assert!(received?? == expected);
         Ok(())
     })
 }
@@ -420,15 +426,7 @@ fn a_task_that_panics_ends_alone_and_is_counted() -> Outcome {
         });
         plain.write_all(b"go")?;
         // The panicking task's stream is closed, and with it the connection.
-        plain.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let (done, ended) = doorbell()?;
-        let reader = std::thread::spawn(move || {
-            let end = plain.read(&mut [0; 1]);
-            done.ring();
-            end
-        });
-        timeout(after(20_000), ended.wait()).await??;
-        assert_eq!(reader.join().map_err(|_| "the reader panicked")??, 0);
+        assert_eq!(elsewhere(move || plain.read(&mut [0; 1])).await??, 0);
         assert_eq!(PANICS.load(Ordering::Relaxed), 1);
         Ok(())
     })

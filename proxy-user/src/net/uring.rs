@@ -222,14 +222,16 @@ impl Uring {
         })?;
         // SAFETY: `io` is valid while self is; the only completion queue there is, and `self` is borrowed exclusively.
         let completed = unsafe { (*self.io).completion_shared() };
-        completions.extend(completed.filter(|entry| entry.user_data() != NOBODY).map(
-            |entry| Completion {
-                token: entry.user_data(),
-                result: entry.result(),
-                buffer: cqueue::buffer_select(entry.flags()),
-                more: cqueue::more(entry.flags()),
-            },
-        ));
+        completions.extend(
+            completed
+                .filter(|entry| entry.user_data() != NOBODY)
+                .map(|entry| Completion {
+                    token: entry.user_data(),
+                    result: entry.result(),
+                    buffer: cqueue::buffer_select(entry.flags()),
+                    more: cqueue::more(entry.flags()),
+                }),
+        );
         Ok(())
     }
 
