@@ -1,3 +1,4 @@
 //! rooms
 
 pub mod net;
+pub mod tls;

@@ -35,12 +35,12 @@ use std::any::Any;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, join, select, yield_now},
+    combine::{Either, join, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
     probe::{ProbeError, probe},
-    runtime::{now, run, spawn, turns},
+    runtime::{now, run, spawn, turns, yield_now},
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},
 };

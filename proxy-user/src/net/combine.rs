@@ -54,16 +54,3 @@ pub async fn select<A: Future, B: Future>(left: A, right: B) -> Either<A::Output
     })
     .await
 }
-
-/// Lets the other tasks of this worker run first.
-pub async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(move |context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    future::Future,
+    future::{Future, poll_fn},
     io,
     os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -46,6 +46,8 @@ pub(super) struct Core {
     pub(super) timers: RefCell<Wheel<Waker>>,
     now: Cell<Instant>,
     turns: Cell<u64>,
+    /// To be woken at the next turn.
+    yielded: RefCell<Vec<Waker>>,
     /// Sockets whose receive ended because there was no buffer, in the order in which they shall go on.
     starved: RefCell<VecDeque<Rc<Socket>>>,
 }
@@ -90,6 +92,23 @@ pub fn now() -> Instant {
         Some(core) => core.now.get(),
         None => Instant::read(),
     })
+}
+
+/// Waits for the next turn of the loop: the other tasks run, and the kernel is asked for news.
+///
+/// # Panics
+/// Outside of [`run`].
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(move |context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        let core = current();
+        core.yielded.borrow_mut().push(context.waker().clone());
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How many turns this worker's loop has made, which is how many system calls it has waited in.
@@ -140,6 +159,7 @@ impl Core {
             timers: RefCell::new(Wheel::new(now)),
             now: Cell::new(now),
             turns: Cell::new(0),
+            yielded: RefCell::default(),
             starved: RefCell::default(),
         }))
     }
@@ -195,6 +215,7 @@ impl Core {
             self.exchange_with_kernel(wait, &mut completions)?;
             self.now.set(Instant::read());
             self.timers.borrow_mut().expire(self.now.get(), &mut due);
+            due.append(&mut self.yielded.borrow_mut());
             due.drain(..).for_each(Waker::wake);
             for completion in completions.drain(..) {
                 self.complete(completion);
@@ -231,7 +252,7 @@ impl Core {
     }
 
     fn wait(&self) -> Option<Duration> {
-        if self.tasks.has_ready() {
+        if self.tasks.has_ready() || !self.yielded.borrow().is_empty() {
             return Some(Duration::ZERO);
         }
         let deadline = self.timers.borrow().next()?;

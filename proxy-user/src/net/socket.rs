@@ -198,7 +198,10 @@ impl Socket {
     pub(super) fn feed(self: &Rc<Self>) {
         let mut inbound = self.inbound.borrow_mut();
         inbound.starved = false;
-        self.arm(&mut inbound);
+        // Who has enough unread already goes on when it is read, as ever.
+        if inbound.inbox.len() <= self.core.settings.inbox_low_buffers {
+            self.arm(&mut inbound);
+        }
     }
 
     // Sending.

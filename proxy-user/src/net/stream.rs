@@ -92,9 +92,17 @@ impl Stream {
     /// # Errors
     /// As [`Self::send`].
     pub async fn send_vectored<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
-        poll_fn(|context| self.socket.poll_idle(context.waker())).await?;
+        self.idle().await?;
         let number = self.socket.begin(parts);
         poll_fn(|context| self.socket.poll_ended(number, context.waker())).await
+    }
+
+    /// Waits until nothing is being sent.
+    ///
+    /// # Errors
+    /// When a send has failed.
+    pub async fn idle(&self) -> io::Result<()> {
+        poll_fn(|context| self.socket.poll_idle(context.waker())).await
     }
 
     /// Says that nothing more will be sent (FIN), after what is being sent.
@@ -102,7 +110,7 @@ impl Stream {
     /// # Errors
     /// When the connection is gone, or a send has failed.
     pub async fn shutdown(&self) -> io::Result<()> {
-        poll_fn(|context| self.socket.poll_idle(context.waker())).await?;
+        self.idle().await?;
         // A plain system call: the uring would hand a shutdown to a thread pool, always.
         self.socket.with(|socket| socket.shutdown(Shutdown::Write))
     }
