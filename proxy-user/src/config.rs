@@ -112,8 +112,8 @@ pub struct Route {
     pub action: Action,
     /// Whole exchange, from the end of the request's head to the end of the response.
     pub exchange_timeout: Option<Duration>,
-    /// Retries after the first try, for requests that are provably unsent or idempotent.
-    pub retries: u32,
+    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
+    pub retries: Option<u32>,
     pub at: Origin,
 }
 
@@ -174,7 +174,7 @@ pub enum PolicyKind {
 }
 
 /// Changes to fields, in this order: remove, set, add. Names are lower case.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct HeaderEdit {
     pub remove: Vec<String>,
     pub set: Vec<(String, String)>,
@@ -271,6 +271,25 @@ pub enum ProbeKind {
     Tcp,
     /// GET of this path is answered with 2xx or 3xx.
     Http { path: String },
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}/{protocol}", self.socket)
+    }
+}
+
+/// Names only: a value may be a secret.
+impl std::fmt::Debug for HeaderEdit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = |fields: &[(String, String)]| fields.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let mut edit = f.debug_struct("HeaderEdit");
+        edit.field("remove", &self.remove).field("set", &names(&self.set)).field("add", &names(&self.add)).finish()
+    }
 }
 
 impl std::fmt::Debug for CertificatePem {
