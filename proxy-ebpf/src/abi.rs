@@ -24,7 +24,9 @@ pub mod name {
     pub const RINGS: &str = "rings";
     /// Array of `Endpoint`, by endpoint id.
     pub const ENDPOINTS: &str = "endpoints";
-    /// Array\[1\] of `Nat`, mmapable: how NAT ports are laid out, and the next one to try.
+    /// Array\[1\] of `HashKeys`, mmapable: made once, at random, and kept as long as the pins.
+    pub const HASH_KEYS: &str = "hash_keys";
+    /// Array\[1\] of `Nat`, mmapable: how NAT ports are laid out, and the next ones to try.
     pub const NAT: &str = "nat";
     /// Hash of `FlowKey` to u64: index into `NAT_FLOWS`.
     pub const FLOWS: &str = "flows";
@@ -88,6 +90,7 @@ const _: () = assert!(size_of::<Address>() == 16);
 
 impl Address {
     /// The v4-mapped form of an IPv4 address.
+    #[inline(always)]
     pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
     }
@@ -224,6 +227,7 @@ const _: () = assert!(size_of::<Endpoint>() == 40);
 
 /// Layout of NAT ports. Index of a port in `NAT_FLOWS` =
 /// ((source * 2 + (0 TCP, 1 UDP)) * `ports` + (port - `port_first`)), source an index into `sources`.
+/// Sources and ports must not change while flows live: the way back is computed from them.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Nat {
@@ -237,14 +241,41 @@ pub struct Nat {
     pub port_first: u32,
     /// How many ports from there; 0 = NAT is not configured.
     pub ports: u32,
-    /// Nanoseconds after its last packet in which a TCP flow keeps its port.
+    /// Nanoseconds after its last packet in which an open TCP flow keeps its port.
     pub tcp_idle_ns: u64,
+    /// The same for a TCP flow that was never answered, or that both sides closed or one reset:
+    /// without it a flood of SYNs, or many short connections, would hold every port for `tcp_idle_ns`.
+    pub tcp_brief_ns: u64,
     /// The same for UDP.
     pub udp_idle_ns: u64,
-    /// Written by the kernel half: allocations so far; the next port to try follows from it.
-    pub cursor: u64,
+    /// Written by the kernel half: allocations so far, by `Nat::area`; the next port to try follows from it.
+    pub cursors: [u64; 4],
 }
-const _: () = assert!(size_of::<Nat>() == 168);
+const _: () = assert!(size_of::<Nat>() == 200);
+
+impl Nat {
+    /// Which of `cursors` serves a family and protocol: a cursor of its own each, because with a
+    /// shared one TCP and UDP taking turns would each see only every second port.
+    pub const fn area(v4: bool, protocol: u8) -> usize {
+        (v4 as usize) * 2 + (protocol == protocol::UDP) as usize
+    }
+
+    /// Index in `NAT_FLOWS` of the port `offset` ports above `port_first`, of the source of that index.
+    pub const fn flow_index(&self, source: u32, protocol: u8, offset: u32) -> u32 {
+        let half = source
+            .wrapping_mul(2)
+            .wrapping_add((protocol == protocol::UDP) as u32);
+        half.wrapping_mul(self.ports).wrapping_add(offset)
+    }
+}
+
+/// Keys of the flow hash (see `maglev::slot`): random, the same on all nodes that should choose alike.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct HashKeys {
+    pub keys: [u64; 11],
+}
+const _: () = assert!(size_of::<HashKeys>() == 88);
 
 /// One direction of a flow: the packet from client to listener.
 #[repr(C, align(8))]
@@ -271,11 +302,48 @@ pub struct NatFlow {
     pub client_ifindex: u32,
     pub client_mac: [u8; 6],
     pub edge_mac: [u8; 6],
-    pub zero: u32,
-    /// CLOCK_MONOTONIC_COARSE of the last packet, ns; 0 = the port is free.
+    /// What the index says, so that the way out needs no division: the port in network order.
+    pub port: [u8; 2],
+    /// The same: index into `Nat::sources`.
+    pub source: u8,
+    /// Bits of `flow_state`.
+    pub state: u8,
+    /// CLOCK_MONOTONIC_COARSE of the last packet, ns, up to 3 s late; 0 = the port is free.
     pub seen_ns: u64,
+    /// The kernel's jiffies when `seen_ns` was written: reading them is free, the clock costs 15 ns.
+    pub seen_jiffies: u64,
 }
-const _: () = assert!(size_of::<NatFlow>() == 72);
+const _: () = assert!(size_of::<NatFlow>() == 80);
+
+/// What a NAT flow has seen.
+pub mod flow_state {
+    /// A packet came back from the endpoint.
+    pub const ANSWERED: u8 = 1;
+    /// The client sent FIN.
+    pub const CLIENT_CLOSED: u8 = 2;
+    /// The endpoint sent FIN.
+    pub const ENDPOINT_CLOSED: u8 = 4;
+    /// Either side sent RST.
+    pub const RESET: u8 = 8;
+}
+
+impl NatFlow {
+    /// Nanoseconds after its last packet in which the flow keeps its port.
+    pub const fn idle_ns(&self, nat: &Nat) -> u64 {
+        const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
+        if self.key.protocol != protocol::TCP {
+            return nat.udp_idle_ns;
+        }
+        let open = self.state & flow_state::ANSWERED != 0
+            && self.state & flow_state::RESET == 0
+            && self.state & CLOSED != CLOSED;
+        if open {
+            nat.tcp_idle_ns
+        } else {
+            nat.tcp_brief_ns
+        }
+    }
+}
 
 /// Guards. A filter word is consulted only when `bans` is not 0.
 #[repr(C, align(8))]
@@ -297,7 +365,7 @@ pub const fn guard_bit(source: &Address) -> u32 {
     (mixed >> 48) as u32
 }
 
-/// A source that the kernel refuses for a time.
+/// A source that the kernel refuses for a time; the key is `Address::ban_key` of the source.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ban {
