@@ -2,4 +2,6 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod bucket;
+pub mod maglev;
 pub mod verdict;

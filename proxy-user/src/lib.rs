@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod metric;
+pub mod offload;
 pub mod report;
