@@ -91,32 +91,53 @@ const _: () = assert!(size_of::<Address>() == 16);
 impl Address {
     /// The v4-mapped form of an IPv4 address.
     #[inline(always)]
-    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    pub const fn v4(address: [u8; 4]) -> Self {
+        Self::v4_word(u32::from_ne_bytes(address))
+    }
+
+    /// The same of an address in one word, as it stands in a packet. The kernel half works in words throughout:
+    /// bytes of an address handled one by one cost it more than all else it does with them.
+    #[inline(always)]
+    pub const fn v4_word(word: u32) -> Self {
+        Self(bytemuck::must_cast([0, 0, u32::from_be(0xffff), word]))
     }
 
     /// The last four bytes: the IPv4 address of a v4-mapped one.
+    #[inline(always)]
     pub const fn as_v4(&self) -> [u8; 4] {
-        let a = &self.0;
-        [a[12], a[13], a[14], a[15]]
+        self.as_v4_word().to_ne_bytes()
+    }
+
+    /// The same in one word, as it stands in a packet.
+    #[inline(always)]
+    pub const fn as_v4_word(&self) -> u32 {
+        let words: [u32; 4] = bytemuck::must_cast(self.0);
+        words[3]
     }
 
     /// Whether this is an IPv4 address in its mapped form.
+    #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let a = &self.0;
-        let zero = a[0] | a[1] | a[2] | a[3] | a[4] | a[5] | a[6] | a[7] | a[8] | a[9];
-        zero == 0 && a[10] == 0xff && a[11] == 0xff
+        let words: [u32; 4] = bytemuck::must_cast(self.0);
+        words[0] | words[1] == 0 && words[2] == u32::from_be(0xffff)
+    }
+
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 2], [u64; 2]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1]
     }
 
     /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
+    #[inline(always)]
     pub const fn ban_key(&self) -> Self {
         if self.is_v4() {
             return *self;
         }
-        let a = &self.0;
-        Self([
-            a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 0, 0, 0, 0, 0, 0, 0, 0,
-        ])
+        let words: [u64; 2] = bytemuck::must_cast(self.0);
+        Self(bytemuck::must_cast([words[0], 0]))
     }
 }
 
@@ -290,6 +311,16 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
+impl FlowKey {
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 5], [u64; 5]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4]
+    }
+}
+
 /// A NAT flow; the index is the allocated port, so its way back is one array look-up.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -323,19 +354,22 @@ pub mod flow_state {
     pub const CLIENT_CLOSED: u8 = 2;
     /// The endpoint sent FIN.
     pub const ENDPOINT_CLOSED: u8 = 4;
-    /// Either side sent RST.
-    pub const RESET: u8 = 8;
+    /// The client sent RST, and nothing else since: one that somebody else forged is soon disproved.
+    pub const CLIENT_RESET: u8 = 8;
+    /// The endpoint sent RST, and nothing else since.
+    pub const ENDPOINT_RESET: u8 = 16;
 }
 
 impl NatFlow {
     /// Nanoseconds after its last packet in which the flow keeps its port.
     pub const fn idle_ns(&self, nat: &Nat) -> u64 {
         const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
+        const RESET: u8 = flow_state::CLIENT_RESET | flow_state::ENDPOINT_RESET;
         if self.key.protocol != protocol::TCP {
             return nat.udp_idle_ns;
         }
         let open = self.state & flow_state::ANSWERED != 0
-            && self.state & flow_state::RESET == 0
+            && self.state & RESET == 0
             && self.state & CLOSED != CLOSED;
         if open {
             nat.tcp_idle_ns
@@ -356,11 +390,10 @@ pub struct Guard {
 }
 const _: () = assert!(size_of::<Guard>() == 8200);
 
-/// Which bit of `Guard::filter` a source has (0..65 536): multiply-shift over its two halves.
-pub const fn guard_bit(source: &Address) -> u32 {
-    let a = &source.0;
-    let high = u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]);
-    let low = u64::from_ne_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]);
+/// Which bit of `Guard::filter` a ban key (see `Address::ban_key`) has, 0..65 536: multiply-shift over its two halves.
+#[inline(always)]
+pub const fn guard_bit(ban_key: &Address) -> u32 {
+    let [high, low]: [u64; 2] = bytemuck::must_cast(ban_key.0);
     let mixed = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 48) as u32
 }

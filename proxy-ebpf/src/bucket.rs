@@ -6,8 +6,8 @@
 //!
 //! A word is 48 bits of time in units of 1024 ns (8.9 years of CLOCK_MONOTONIC_COARSE) above a tag of 16 bits that
 //! names its key. Two keys that share bucket and tag share the cell: with 65 536 buckets and every way of
-//! them taken, that befalls one key in 8192. The hash is keyed, so nobody can choose whose cell to share. Times are rounded
-//! up: a cell admits at most what its rate allows, and up to 1 us per spend less (0.1 % at 1000 a second).
+//! them taken, that befalls one key in 8192. The hash is keyed, so nobody can choose whose cell to share.
+//! In the table an interval counts to the nearest 1024 ns: 0.05 % at 1000 a second, 5 % at 100 000. A burst is exact.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -15,7 +15,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub const WAYS: usize = 8;
 
 const TAG_BITS: u32 = 16;
-const UNIT_BITS: u32 = 10;
+const TAG_MASK: u64 = (1 << TAG_BITS) - 1;
+const UNIT_NS: u64 = 1024;
 
 /// A rate and how much of it may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,20 @@ pub struct Rate {
 impl Rate {
     /// How far ahead of now a theoretical arrival time may lie.
     const fn window_ns(self) -> u64 {
-        self.interval_ns
-            .saturating_mul(if self.burst == 0 { 1 } else { self.burst as u64 })
+        self.interval_ns.saturating_mul(if self.burst == 0 {
+            1
+        } else {
+            self.burst as u64
+        })
+    }
+
+    /// The nearest rate whose interval is a whole number of units, so that no rounding adds up from spend to spend.
+    const fn in_whole_units(self) -> Self {
+        let units = self.interval_ns.saturating_add(UNIT_NS / 2) / UNIT_NS;
+        Self {
+            interval_ns: (if units == 0 { 1 } else { units }) * UNIT_NS,
+            burst: self.burst,
+        }
     }
 }
 
@@ -85,9 +98,15 @@ impl<'a> Table<'a> {
             return Ok(());
         };
         let tag = tag(hash);
+        let now_ns = now_ns - now_ns % UNIT_NS;
+        let rate = rate.in_whole_units();
         loop {
             let (cell, word) = find(bucket, tag);
-            let arrival_ns = if tag == word & TAG_MASK { time_ns(word) } else { 0 };
+            let arrival_ns = if tag == word & TAG_MASK {
+                time_ns(word)
+            } else {
+                0
+            };
             let next_ns = spend(arrival_ns, now_ns, rate)?;
             let next = pack(next_ns, tag);
             // The word holds key and time, so one exchange takes over, refills and spends; nothing else is guarded by it.
@@ -97,8 +116,6 @@ impl<'a> Table<'a> {
         }
     }
 }
-
-const TAG_MASK: u64 = (1 << TAG_BITS) - 1;
 
 /// The cell of the tag, or the one to take over for it: the first unused one, else the oldest.
 fn find(bucket: &[AtomicU64; WAYS], tag: u64) -> (&AtomicU64, u64) {
@@ -123,17 +140,17 @@ const fn tag(hash: u64) -> u64 {
     }
 }
 
-/// Time and tag as one word; the time is rounded up and stays at its end after 8.9 years.
+/// Time and tag as one word; the time stays at its end after 8.9 years.
 const fn pack(arrival_ns: u64, tag: u64) -> u64 {
-    const UNITS_MAX: u64 = (1 << (64 - TAG_BITS)) - 1;
-    let units = arrival_ns.div_ceil(1 << UNIT_BITS);
+    const UNITS_MAX: u64 = u64::MAX >> TAG_BITS;
+    let units = arrival_ns / UNIT_NS;
     let units = if units > UNITS_MAX { UNITS_MAX } else { units };
     units << TAG_BITS | tag
 }
 
 /// The time of a word.
 const fn time_ns(word: u64) -> u64 {
-    (word >> TAG_BITS) << UNIT_BITS
+    (word >> TAG_BITS) * UNIT_NS
 }
 
 #[cfg(test)]
@@ -208,7 +225,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for attempt in 0..5000u64 {
-                        let now_ns = START_NS.next_multiple_of(1024) + (attempt / 50) * (1 << 20);
+                        let now_ns = START_NS + (attempt / 50) * (1 << 20);
                         // No thread's clock may run back behind another's: then the count is exact.
                         let now_ns = clock.fetch_max(now_ns, Relaxed).max(now_ns);
                         if table.spend(0x1234_5678_9abc_def0, now_ns, rate).is_ok() {
@@ -227,11 +244,19 @@ mod tests {
         let table = Table::new(&cells);
         for tag in 1..=WAYS as u64 {
             for _ in 0..5 {
-                assert!(table.spend(hash_in_first_bucket(tag), START_NS, RATE).is_ok());
+                assert!(
+                    table
+                        .spend(hash_in_first_bucket(tag), START_NS, RATE)
+                        .is_ok()
+                );
             }
         }
         for tag in 1..=WAYS as u64 {
-            assert!(table.spend(hash_in_first_bucket(tag), START_NS, RATE).is_err());
+            assert!(
+                table
+                    .spend(hash_in_first_bucket(tag), START_NS, RATE)
+                    .is_err()
+            );
         }
     }
 
@@ -242,14 +267,29 @@ mod tests {
         for tag in 1..=WAYS as u64 {
             let spends = if tag == 3 { 1 } else { 5 };
             for _ in 0..spends {
-                assert!(table.spend(hash_in_first_bucket(tag), START_NS, RATE).is_ok());
+                assert!(
+                    table
+                        .spend(hash_in_first_bucket(tag), START_NS, RATE)
+                        .is_ok()
+                );
             }
         }
-        assert!(table.spend(hash_in_first_bucket(99), START_NS, RATE).is_ok());
-        let tags: Vec<u64> = cells.iter().map(|cell| cell.load(Relaxed) & TAG_MASK).collect();
+        assert!(
+            table
+                .spend(hash_in_first_bucket(99), START_NS, RATE)
+                .is_ok()
+        );
+        let tags: Vec<u64> = cells
+            .iter()
+            .map(|cell| cell.load(Relaxed) & TAG_MASK)
+            .collect();
         assert_eq!(tags, [1, 2, 99, 4, 5, 6, 7, 8]);
         // The others keep their state.
-        assert!(table.spend(hash_in_first_bucket(4), START_NS, RATE).is_err());
+        assert!(
+            table
+                .spend(hash_in_first_bucket(4), START_NS, RATE)
+                .is_err()
+        );
     }
 
     #[test]

@@ -2,6 +2,11 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+#[cfg(not(target_arch = "bpf"))]
 pub mod bucket;
+pub mod checksum;
 pub mod maglev;
+#[cfg(feature = "object")]
+pub mod object;
+pub mod packet;
 pub mod verdict;

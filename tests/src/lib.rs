@@ -1,1 +1,3 @@
 //! rig
+
+pub mod packet;
