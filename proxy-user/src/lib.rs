@@ -1,6 +1,11 @@
 //! The rooms of the user half, in the order in which they may use each other (each only those below it).
 
+pub mod codec;
 pub mod config;
+pub mod message;
 pub mod metric;
 pub mod offload;
+pub mod policy;
 pub mod report;
+pub mod route;
+pub mod upstream;
