@@ -4,6 +4,7 @@ pub mod codec;
 pub mod config;
 pub mod message;
 pub mod metric;
+pub mod net;
 pub mod offload;
 pub mod policy;
 pub mod report;
