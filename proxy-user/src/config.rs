@@ -5,18 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a value came from: what error messages, `status` and `sysctl --long` name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Built in.
-    Default,
-    /// A place in a file; line and column count from 1.
-    File { path: Arc<str>, line: u32, column: u32 },
-    /// A flag of the command line.
-    Flag,
-    /// Set at run time, over the admin socket.
-    Runtime,
-}
+pub use crate::tunable::Origin;
 
 /// Everything configured, checked as a whole: every name resolves, every value is in its range.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,7 +134,10 @@ pub enum PathMatch {
     /// `/a/*`, kept as `/a/`: all below, by segment. `/*` is every path.
     Prefix(String),
     /// `/a/{id}/b`: segments, `None` = a capture of one segment; names in order of their captures.
-    Template { segments: Vec<Option<String>>, captures: Vec<String> },
+    Template {
+        segments: Vec<Option<String>>,
+        captures: Vec<String>,
+    },
 }
 
 /// What answers a request.
@@ -154,7 +146,11 @@ pub enum Action {
     /// Upstreams by index with weights (one with weight 1 in the short form).
     Upstream(Vec<(usize, u32)>),
     /// A fixed answer.
-    Respond { status: u16, headers: Vec<(String, String)>, body: Arc<[u8]> },
+    Respond {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Arc<[u8]>,
+    },
     /// 301, 302, 303, 307 or 308 to a location.
     Redirect { status: u16, location: String },
 }
@@ -169,7 +165,10 @@ pub struct Policy {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum PolicyKind {
-    Headers { request: HeaderEdit, response: HeaderEdit },
+    Headers {
+        request: HeaderEdit,
+        response: HeaderEdit,
+    },
     ApiKey(ApiKey),
     RateLimit(RateLimit),
 }
@@ -276,6 +275,8 @@ pub enum ProbeKind {
 
 impl std::fmt::Debug for CertificatePem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CertificatePem").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("CertificatePem")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }

@@ -9,4 +9,5 @@ pub mod offload;
 pub mod policy;
 pub mod report;
 pub mod route;
+pub mod tunable;
 pub mod upstream;
