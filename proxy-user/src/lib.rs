@@ -1,5 +1,4 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
-//! The rooms of the user half, in the order in which they may use each other (each only those below it).
 
 pub mod codec;
 pub mod config;

@@ -1,6 +1,3 @@
-//! rig
-
-pub mod packet;
 //! The rig: whole proxies among real clients and origins, in network namespaces that leave nothing behind.
 //!
 //! A test program starts with `Sandbox::enter`, builds a `Field` (client, edge and three origins joined by veth
@@ -15,6 +12,7 @@ pub mod ledger;
 pub mod load;
 pub mod namespace;
 pub mod origin;
+pub mod packet;
 pub mod pass;
 pub mod process;
 pub mod sandbox;
