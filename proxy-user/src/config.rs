@@ -1,11 +1,53 @@
 //! What the operator wrote, checked: plain data that knows no runtime type; each object knows where it stands.
 
+mod action;
+mod address;
+mod certificate;
+mod check;
+mod consumer;
+mod context;
+mod datapath;
+pub mod diagnostic;
+mod field;
+mod forwarding;
+mod listener;
+mod load;
+mod names;
+mod pattern;
+mod policy;
+mod problem;
+mod route;
+mod settings;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use context::CertificateCheck;
+pub use diagnostic::{Diagnostic, Place, Severity};
+pub use load::{Loaded, load, load_checked};
+pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+
 pub use crate::tunable::Origin;
+
+/// The path of the configuration that is built in, for `load`.
+pub const EMBEDDED: &str = "(built-in)/default.toml";
+const EMBEDDED_FOLDER: &str = "(built-in)";
+const EMBEDDED_FILES: [(&str, &str); 2] = [
+    ("default.toml", include_str!("config/default.toml")),
+    ("welcome.html", include_str!("config/welcome.html")),
+];
+
+/// The text of the configuration that is built in: what `sluice run` starts without a file.
+pub fn embedded() -> &'static str {
+    EMBEDDED_FILES[0].1
+}
 
 /// Everything configured, checked as a whole: every name resolves, every value is in its range.
 #[derive(Clone, Debug, PartialEq)]
@@ -286,9 +328,17 @@ impl std::fmt::Display for ListenAddress {
 /// Names only: a value may be a secret.
 impl std::fmt::Debug for HeaderEdit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = |fields: &[(String, String)]| fields.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let names = |fields: &[(String, String)]| {
+            fields
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
         let mut edit = f.debug_struct("HeaderEdit");
-        edit.field("remove", &self.remove).field("set", &names(&self.set)).field("add", &names(&self.add)).finish()
+        edit.field("remove", &self.remove)
+            .field("set", &names(&self.set))
+            .field("add", &names(&self.add))
+            .finish()
     }
 }
 
