@@ -91,8 +91,8 @@ impl Field {
         let mut origins = Vec::new();
         for number in 1..=ORIGINS {
             let origin = Namespace::create(&format!("origin{number}"))?;
-            let interface = EDGE_INTERFACES[number];
-            join(&edge, interface, &origin, &mut passes)?;
+            let interface = format!("origin{number}");
+            join(&edge, &interface, &origin, &mut passes)?;
             edge.ip(&format!(
                 "address add 10.77.{number}.1/24 dev {interface}
                  address add fd77:{number}::1/64 dev {interface} nodad"

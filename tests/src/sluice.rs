@@ -74,6 +74,11 @@ impl Sluice {
         &mut self.keeper
     }
 
+    /// The keeper's process id.
+    pub fn keeper_pid(&self) -> u32 {
+        self.keeper.pid()
+    }
+
     /// What both processes have printed.
     pub fn log(&self) -> String {
         self.keeper.log()

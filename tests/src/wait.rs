@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::sandbox;
+
 /// How often a condition is looked at again.
 const PACE: Duration = Duration::from_millis(5);
 
@@ -18,6 +20,9 @@ pub fn until<T>(
     loop {
         if let Some(value) = condition() {
             return Ok(value);
+        }
+        if sandbox::interrupted() {
+            bail!("interrupted while waiting for {what}");
         }
         if start.elapsed() >= limit {
             bail!("waited {limit:?} in vain for {what}");

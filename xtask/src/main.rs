@@ -1,5 +1,7 @@
 //! What developers and continuous integration run: setup, demo, test and tidy, one file per command.
 
+mod build;
+mod demo;
 mod say;
 mod setup;
 mod tidy;
@@ -23,6 +25,8 @@ struct Arguments {
 enum Command {
     /// Installs what building and testing need and this machine lacks (Debian packages, bpf-linker)
     Setup,
+    /// Builds both halves and shows them at work on real traffic, in network namespaces
+    Demo(demo::Arguments),
     /// Checks the rules that keep the source in order
     Tidy(tidy::Arguments),
 }
@@ -30,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Setup => setup::run(),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };
     match done {
