@@ -1,21 +1,52 @@
 //! What the operator wrote, checked: plain data that knows no runtime type; each object knows where it stands.
 
+mod action;
+mod address;
+mod certificate;
+mod check;
+mod consumer;
+mod context;
+mod datapath;
+pub mod diagnostic;
+mod field;
+mod forwarding;
+mod listener;
+mod load;
+mod names;
+mod pattern;
+mod policy;
+mod problem;
+mod route;
+mod settings;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a value came from: what error messages, `status` and `sysctl --long` name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Built in.
-    Default,
-    /// A place in a file; line and column count from 1.
-    File { path: Arc<str>, line: u32, column: u32 },
-    /// A flag of the command line.
-    Flag,
-    /// Set at run time, over the admin socket.
-    Runtime,
+pub use context::CertificateCheck;
+pub use diagnostic::{Diagnostic, Place, Severity};
+pub use load::{Loaded, load, load_checked};
+pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+
+pub use crate::tunable::Origin;
+
+/// The path of the configuration that is built in, for `load`.
+pub const EMBEDDED: &str = "(built-in)/default.toml";
+const EMBEDDED_FOLDER: &str = "(built-in)";
+const EMBEDDED_FILES: [(&str, &str); 2] = [
+    ("default.toml", include_str!("config/default.toml")),
+    ("welcome.html", include_str!("config/welcome.html")),
+];
+
+/// The text of the configuration that is built in: what `sluice run` starts without a file.
+pub fn embedded() -> &'static str {
+    EMBEDDED_FILES[0].1
 }
 
 /// Everything configured, checked as a whole: every name resolves, every value is in its range.
@@ -123,8 +154,8 @@ pub struct Route {
     pub action: Action,
     /// Whole exchange, from the end of the request's head to the end of the response.
     pub exchange_timeout: Option<Duration>,
-    /// Retries after the first try, for requests that are provably unsent or idempotent.
-    pub retries: u32,
+    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
+    pub retries: Option<u32>,
     pub at: Origin,
 }
 
@@ -145,7 +176,10 @@ pub enum PathMatch {
     /// `/a/*`, kept as `/a/`: all below, by segment. `/*` is every path.
     Prefix(String),
     /// `/a/{id}/b`: segments, `None` = a capture of one segment; names in order of their captures.
-    Template { segments: Vec<Option<String>>, captures: Vec<String> },
+    Template {
+        segments: Vec<Option<String>>,
+        captures: Vec<String>,
+    },
 }
 
 /// What answers a request.
@@ -154,7 +188,11 @@ pub enum Action {
     /// Upstreams by index with weights (one with weight 1 in the short form).
     Upstream(Vec<(usize, u32)>),
     /// A fixed answer.
-    Respond { status: u16, headers: Vec<(String, String)>, body: Arc<[u8]> },
+    Respond {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Arc<[u8]>,
+    },
     /// 301, 302, 303, 307 or 308 to a location.
     Redirect { status: u16, location: String },
 }
@@ -169,13 +207,16 @@ pub struct Policy {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum PolicyKind {
-    Headers { request: HeaderEdit, response: HeaderEdit },
+    Headers {
+        request: HeaderEdit,
+        response: HeaderEdit,
+    },
     ApiKey(ApiKey),
     RateLimit(RateLimit),
 }
 
 /// Changes to fields, in this order: remove, set, add. Names are lower case.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct HeaderEdit {
     pub remove: Vec<String>,
     pub set: Vec<(String, String)>,
@@ -274,8 +315,37 @@ pub enum ProbeKind {
     Http { path: String },
 }
 
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}/{protocol}", self.socket)
+    }
+}
+
+/// Names only: a value may be a secret.
+impl std::fmt::Debug for HeaderEdit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = |fields: &[(String, String)]| {
+            fields
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut edit = f.debug_struct("HeaderEdit");
+        edit.field("remove", &self.remove)
+            .field("set", &names(&self.set))
+            .field("add", &names(&self.add))
+            .finish()
+    }
+}
+
 impl std::fmt::Debug for CertificatePem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CertificatePem").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("CertificatePem")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }

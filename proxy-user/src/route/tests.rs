@@ -60,7 +60,7 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
             body: [].into(),
         },
         exchange_timeout: None,
-        retries: 0,
+        retries: Some(0),
         at: Origin::Default,
     }
 }

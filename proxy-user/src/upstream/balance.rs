@@ -133,9 +133,9 @@ mod tests {
         assert_eq!(spread(&scale(&[1, 1, 1])), [0, 1, 2]);
         assert_eq!(spread(&scale(&[5, 1, 1])), [0, 0, 1, 0, 2, 0, 0]);
         assert_eq!(spread(&scale(&[200, 100])), [0, 1, 0]);
-        assert_eq!(spread(&scale(&[0, 0])), []);
+        assert!(spread(&scale(&[0, 0])).is_empty());
         assert_eq!(spread(&scale(&[0, 7])), [1]);
-        assert_eq!(spread(&scale(&[])), []);
+        assert!(spread(&scale(&[])).is_empty());
     }
 
     #[test]
