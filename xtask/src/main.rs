@@ -1,2 +1,47 @@
-//! xtask
-fn main() {}
+//! What developers and continuous integration run: setup, demo, test and tidy, one file per command.
+
+mod build;
+mod demo;
+mod say;
+mod setup;
+mod tidy;
+mod tree;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "What developers and continuous integration run"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what building and testing need and this machine lacks (Debian packages, bpf-linker)
+    Setup,
+    /// Builds both halves and shows them at work on real traffic, in network namespaces
+    Demo(demo::Arguments),
+    /// Checks the rules that keep the source in order
+    Tidy(tidy::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Tidy(arguments) => tidy::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::failed(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
