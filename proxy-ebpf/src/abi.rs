@@ -24,7 +24,9 @@ pub mod name {
     pub const RINGS: &str = "rings";
     /// Array of `Endpoint`, by endpoint id.
     pub const ENDPOINTS: &str = "endpoints";
-    /// Array\[1\] of `Nat`, mmapable: how NAT ports are laid out, and the next one to try.
+    /// Array\[1\] of `HashKeys`, mmapable: made once, at random, and kept as long as the pins.
+    pub const HASH_KEYS: &str = "hash_keys";
+    /// Array\[1\] of `Nat`, mmapable: how NAT ports are laid out, and the next ones to try.
     pub const NAT: &str = "nat";
     /// Hash of `FlowKey` to u64: index into `NAT_FLOWS`.
     pub const FLOWS: &str = "flows";
@@ -88,32 +90,54 @@ const _: () = assert!(size_of::<Address>() == 16);
 
 impl Address {
     /// The v4-mapped form of an IPv4 address.
-    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    #[inline(always)]
+    pub const fn v4(address: [u8; 4]) -> Self {
+        Self::v4_word(u32::from_ne_bytes(address))
+    }
+
+    /// The same of an address in one word, as it stands in a packet. The kernel half works in words throughout:
+    /// bytes of an address handled one by one cost it more than all else it does with them.
+    #[inline(always)]
+    pub const fn v4_word(word: u32) -> Self {
+        Self(bytemuck::must_cast([0, 0, u32::from_be(0xffff), word]))
     }
 
     /// The last four bytes: the IPv4 address of a v4-mapped one.
+    #[inline(always)]
     pub const fn as_v4(&self) -> [u8; 4] {
-        let a = &self.0;
-        [a[12], a[13], a[14], a[15]]
+        self.as_v4_word().to_ne_bytes()
+    }
+
+    /// The same in one word, as it stands in a packet.
+    #[inline(always)]
+    pub const fn as_v4_word(&self) -> u32 {
+        let words: [u32; 4] = bytemuck::must_cast(self.0);
+        words[3]
     }
 
     /// Whether this is an IPv4 address in its mapped form.
+    #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let a = &self.0;
-        let zero = a[0] | a[1] | a[2] | a[3] | a[4] | a[5] | a[6] | a[7] | a[8] | a[9];
-        zero == 0 && a[10] == 0xff && a[11] == 0xff
+        let words: [u32; 4] = bytemuck::must_cast(self.0);
+        words[0] | words[1] == 0 && words[2] == u32::from_be(0xffff)
+    }
+
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 2], [u64; 2]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1]
     }
 
     /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
+    #[inline(always)]
     pub const fn ban_key(&self) -> Self {
         if self.is_v4() {
             return *self;
         }
-        let a = &self.0;
-        Self([
-            a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], 0, 0, 0, 0, 0, 0, 0, 0,
-        ])
+        let words: [u64; 2] = bytemuck::must_cast(self.0);
+        Self(bytemuck::must_cast([words[0], 0]))
     }
 }
 
@@ -224,6 +248,7 @@ const _: () = assert!(size_of::<Endpoint>() == 40);
 
 /// Layout of NAT ports. Index of a port in `NAT_FLOWS` =
 /// ((source * 2 + (0 TCP, 1 UDP)) * `ports` + (port - `port_first`)), source an index into `sources`.
+/// Sources and ports must not change while flows live: the way back is computed from them.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Nat {
@@ -237,14 +262,41 @@ pub struct Nat {
     pub port_first: u32,
     /// How many ports from there; 0 = NAT is not configured.
     pub ports: u32,
-    /// Nanoseconds after its last packet in which a TCP flow keeps its port.
+    /// Nanoseconds after its last packet in which an open TCP flow keeps its port.
     pub tcp_idle_ns: u64,
+    /// The same for a TCP flow that was never answered, or that both sides closed or one reset:
+    /// without it a flood of SYNs, or many short connections, would hold every port for `tcp_idle_ns`.
+    pub tcp_brief_ns: u64,
     /// The same for UDP.
     pub udp_idle_ns: u64,
-    /// Written by the kernel half: allocations so far; the next port to try follows from it.
-    pub cursor: u64,
+    /// Written by the kernel half: allocations so far, by `Nat::area`; the next port to try follows from it.
+    pub cursors: [u64; 4],
 }
-const _: () = assert!(size_of::<Nat>() == 168);
+const _: () = assert!(size_of::<Nat>() == 200);
+
+impl Nat {
+    /// Which of `cursors` serves a family and protocol: a cursor of its own each, because with a
+    /// shared one TCP and UDP taking turns would each see only every second port.
+    pub const fn area(v4: bool, protocol: u8) -> usize {
+        (v4 as usize) * 2 + (protocol == protocol::UDP) as usize
+    }
+
+    /// Index in `NAT_FLOWS` of the port `offset` ports above `port_first`, of the source of that index.
+    pub const fn flow_index(&self, source: u32, protocol: u8, offset: u32) -> u32 {
+        let half = source
+            .wrapping_mul(2)
+            .wrapping_add((protocol == protocol::UDP) as u32);
+        half.wrapping_mul(self.ports).wrapping_add(offset)
+    }
+}
+
+/// Keys of the flow hash (see `maglev::slot`): random, the same on all nodes that should choose alike.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct HashKeys {
+    pub keys: [u64; 11],
+}
+const _: () = assert!(size_of::<HashKeys>() == 88);
 
 /// One direction of a flow: the packet from client to listener.
 #[repr(C, align(8))]
@@ -259,6 +311,16 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
+impl FlowKey {
+    /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        let (a, b): ([u64; 5], [u64; 5]) =
+            (bytemuck::must_cast(*self), bytemuck::must_cast(*other));
+        a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4]
+    }
+}
+
 /// A NAT flow; the index is the allocated port, so its way back is one array look-up.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -271,11 +333,51 @@ pub struct NatFlow {
     pub client_ifindex: u32,
     pub client_mac: [u8; 6],
     pub edge_mac: [u8; 6],
-    pub zero: u32,
-    /// CLOCK_MONOTONIC_COARSE of the last packet, ns; 0 = the port is free.
+    /// What the index says, so that the way out needs no division: the port in network order.
+    pub port: [u8; 2],
+    /// The same: index into `Nat::sources`.
+    pub source: u8,
+    /// Bits of `flow_state`.
+    pub state: u8,
+    /// CLOCK_MONOTONIC_COARSE of the last packet, ns, up to 3 s late; 0 = the port is free.
     pub seen_ns: u64,
+    /// The kernel's jiffies when `seen_ns` was written: reading them is free, the clock costs 15 ns.
+    pub seen_jiffies: u64,
 }
-const _: () = assert!(size_of::<NatFlow>() == 72);
+const _: () = assert!(size_of::<NatFlow>() == 80);
+
+/// What a NAT flow has seen.
+pub mod flow_state {
+    /// A packet came back from the endpoint.
+    pub const ANSWERED: u8 = 1;
+    /// The client sent FIN.
+    pub const CLIENT_CLOSED: u8 = 2;
+    /// The endpoint sent FIN.
+    pub const ENDPOINT_CLOSED: u8 = 4;
+    /// The client sent RST, and nothing else since: one that somebody else forged is soon disproved.
+    pub const CLIENT_RESET: u8 = 8;
+    /// The endpoint sent RST, and nothing else since.
+    pub const ENDPOINT_RESET: u8 = 16;
+}
+
+impl NatFlow {
+    /// Nanoseconds after its last packet in which the flow keeps its port.
+    pub const fn idle_ns(&self, nat: &Nat) -> u64 {
+        const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
+        const RESET: u8 = flow_state::CLIENT_RESET | flow_state::ENDPOINT_RESET;
+        if self.key.protocol != protocol::TCP {
+            return nat.udp_idle_ns;
+        }
+        let open = self.state & flow_state::ANSWERED != 0
+            && self.state & RESET == 0
+            && self.state & CLOSED != CLOSED;
+        if open {
+            nat.tcp_idle_ns
+        } else {
+            nat.tcp_brief_ns
+        }
+    }
+}
 
 /// Guards. A filter word is consulted only when `bans` is not 0.
 #[repr(C, align(8))]
@@ -288,16 +390,15 @@ pub struct Guard {
 }
 const _: () = assert!(size_of::<Guard>() == 8200);
 
-/// Which bit of `Guard::filter` a source has (0..65 536): multiply-shift over its two halves.
-pub const fn guard_bit(source: &Address) -> u32 {
-    let a = &source.0;
-    let high = u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]);
-    let low = u64::from_ne_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]);
+/// Which bit of `Guard::filter` a ban key (see `Address::ban_key`) has, 0..65 536: multiply-shift over its two halves.
+#[inline(always)]
+pub const fn guard_bit(ban_key: &Address) -> u32 {
+    let [high, low]: [u64; 2] = bytemuck::must_cast(ban_key.0);
     let mixed = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 48) as u32
 }
 
-/// A source that the kernel refuses for a time.
+/// A source that the kernel refuses for a time; the key is `Address::ban_key` of the source.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Ban {
@@ -320,7 +421,8 @@ pub struct Traffic {
 }
 const _: () = assert!(size_of::<Traffic>() == 16);
 
-/// Address and port that a group of SO_REUSEPORT sockets is bound to.
+/// Address and port that a group of SO_REUSEPORT sockets is bound to: `0.0.0.0` is the v4-mapped one, `[::]`
+/// is all zero, also for the IPv4 connections of a socket that takes both.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct SteerKey {
@@ -330,3 +432,58 @@ pub struct SteerKey {
     pub zero: [u8; 5],
 }
 const _: () = assert!(size_of::<SteerKey>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V6: Address = Address([0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+
+    #[test]
+    fn an_ipv4_address_is_mapped_and_back() {
+        let address = Address::v4([192, 0, 2, 1]);
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1];
+        assert_eq!(address.0, bytes);
+        assert_eq!(address.as_v4(), [192, 0, 2, 1]);
+        assert!(address.is_v4());
+        assert!(!V6.is_v4());
+        for position in 0..12 {
+            let mut other = address;
+            other.0[position] ^= 1;
+            assert!(!other.is_v4() && !other.is(&address));
+        }
+    }
+
+    #[test]
+    fn a_ban_names_an_ipv4_address_or_an_ipv6_64() {
+        let v4 = Address::v4([192, 0, 2, 1]);
+        assert_eq!(v4.ban_key(), v4);
+        let prefix = [0x20, 1, 0xd, 0xb8, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(V6.ban_key().0, prefix);
+    }
+
+    #[test]
+    fn sources_spread_over_the_filter() {
+        let mut bits: Vec<u32> = (0..=255u8)
+            .flat_map(|a| (0..=15u8).map(move |b| guard_bit(&Address::v4([10, 0, a, b]))))
+            .collect();
+        bits.sort_unstable();
+        bits.dedup();
+        // Of 4096 sources thrown at random 126 would meet another one.
+        assert!(bits.len() > 3800, "{}", bits.len());
+        assert!(bits.iter().all(|bit| *bit < 65_536));
+    }
+
+    #[test]
+    fn every_nat_port_has_an_index_of_its_own() {
+        let mut nat = Nat::zeroed();
+        nat.ports = 3;
+        let mut indices = vec![];
+        for source in 0..size::NAT_SOURCES as u32 {
+            for protocol in [protocol::TCP, protocol::UDP] {
+                indices.extend((0..3).map(|offset| nat.flow_index(source, protocol, offset)));
+            }
+        }
+        assert_eq!(indices, (0..48).collect::<Vec<u32>>());
+    }
+}

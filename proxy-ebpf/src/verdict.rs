@@ -1,6 +1,6 @@
 //! Every way a packet can leave the kernel half, by name; the value is the index of its counter.
 
-/// The named way in which a packet leaves. Exactly one per packet; each has a counter in `abi::map::VERDICTS`.
+/// The named way in which a packet leaves. Exactly one per packet; each has a counter in `abi::name::VERDICTS`.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -16,7 +16,7 @@ pub enum Verdict {
     Banned = 4,
     /// Headers cut short, or lengths that contradict each other: to Linux, which decides.
     Malformed = 5,
-    /// A fragment, an IP option or an extension header that the forward path does not read: to Linux.
+    /// A fragment or an extension header that the forward path does not read: to Linux.
     Unsupported = 6,
     /// The listener's upstream has no endpoint in its ring: to Linux.
     NoEndpoint = 7,
@@ -28,7 +28,7 @@ pub enum Verdict {
     NoFlow = 10,
     /// The time to live ran out: to Linux, which tells the sender.
     HopLimit = 11,
-    /// A fault of our own: a map entry contradicts another. To Linux.
+    /// A fault of our own: a map entry contradicts another, or an endpoint is not of its listener's family. To Linux.
     Inconsistent = 12,
 }
 

@@ -1,1 +1,14 @@
-//! rooms
+//! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
+
+pub mod codec;
+pub mod config;
+pub mod message;
+pub mod metric;
+pub mod net;
+pub mod offload;
+pub mod policy;
+pub mod report;
+pub mod route;
+pub mod tls;
+pub mod tunable;
+pub mod upstream;

@@ -12,6 +12,7 @@ pub mod ledger;
 pub mod load;
 pub mod namespace;
 pub mod origin;
+pub mod packet;
 pub mod pass;
 pub mod process;
 pub mod sandbox;

@@ -1,0 +1,3 @@
+//! Message bodies on the wire, without any I/O: bytes in, ranges of data out.
+
+pub mod h1;

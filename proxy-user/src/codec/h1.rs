@@ -1,0 +1,98 @@
+//! HTTP/1.1 bodies: decoders that point at the data in what was received, encoders that frame what is sent (RFC 9112 section 7).
+
+mod chunked;
+mod encode;
+
+use crate::message::{Framing, Limits, Reject};
+use chunked::Chunks;
+use std::ops::Range;
+
+pub use encode::{BodyEncoder, Frame, LengthMismatch};
+
+/// Finds the data of one body in the bytes of a connection.
+#[derive(Debug)]
+pub struct BodyDecoder {
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Ended,
+    /// So many bytes are still to come; at least one.
+    Length(u64),
+    Chunked(Chunks),
+    UntilClose,
+}
+
+/// What one call of `decode` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Bytes of the input that are done with.
+    pub consumed: usize,
+    /// Where body data lies in the input; within `..consumed`, may be empty.
+    pub data: Range<usize>,
+    /// The body is complete: what follows `consumed` is the next message.
+    pub end: bool,
+}
+
+impl BodyDecoder {
+    /// For a body framed so; of the limits, those of chunk extensions and trailers count.
+    pub fn new(framing: Framing, limits: &Limits) -> Self {
+        let state = match framing {
+            Framing::None | Framing::Length(0) => State::Ended,
+            Framing::Length(length) => State::Length(length),
+            Framing::Chunked => State::Chunked(Chunks::new(limits)),
+            Framing::UntilClose => State::UntilClose,
+        };
+        Self { state }
+    }
+
+    /// The body is complete.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+
+    /// Finds the next run of data. Call again while input is left behind `consumed` and `end` is false; of an input that is
+    /// not empty something is always consumed until the end is reached.
+    pub fn decode(&mut self, input: &[u8]) -> Result<Piece, Reject> {
+        let piece = match &mut self.state {
+            State::Ended => Piece {
+                consumed: 0,
+                data: 0..0,
+                end: true,
+            },
+            State::UntilClose => Piece {
+                consumed: input.len(),
+                data: 0..input.len(),
+                end: false,
+            },
+            State::Chunked(chunks) => chunks.decode(input)?,
+            State::Length(left) => {
+                let len = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(input.len());
+                *left -= len as u64;
+                Piece {
+                    consumed: len,
+                    data: 0..len,
+                    end: *left == 0,
+                }
+            }
+        };
+        if piece.end {
+            self.state = State::Ended;
+        }
+        Ok(piece)
+    }
+
+    /// The peer has closed: fine after the end, and where closing is the end; else the body was cut short.
+    pub fn close(&mut self) -> Result<(), Reject> {
+        match self.state {
+            State::Ended | State::UntilClose => {
+                self.state = State::Ended;
+                Ok(())
+            }
+            State::Length(_) | State::Chunked(_) => Err(Reject::bad("body_cut_short")),
+        }
+    }
+}

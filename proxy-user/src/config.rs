@@ -1,0 +1,351 @@
+//! What the operator wrote, checked: plain data that knows no runtime type; each object knows where it stands.
+
+mod action;
+mod address;
+mod certificate;
+mod check;
+mod consumer;
+mod context;
+mod datapath;
+pub mod diagnostic;
+mod field;
+mod forwarding;
+mod listener;
+mod load;
+mod names;
+mod pattern;
+mod policy;
+mod problem;
+mod route;
+mod settings;
+mod source;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use context::CertificateCheck;
+pub use diagnostic::{Diagnostic, Place, Severity};
+pub use load::{Loaded, load, load_checked};
+pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+
+pub use crate::tunable::Origin;
+
+/// The path of the configuration that is built in, for `load`.
+pub const EMBEDDED: &str = "(built-in)/default.toml";
+const EMBEDDED_FOLDER: &str = "(built-in)";
+const EMBEDDED_FILES: [(&str, &str); 2] = [
+    ("default.toml", include_str!("config/default.toml")),
+    ("welcome.html", include_str!("config/welcome.html")),
+];
+
+/// The text of the configuration that is built in: what `sluice run` starts without a file.
+pub fn embedded() -> &'static str {
+    EMBEDDED_FILES[0].1
+}
+
+/// Everything configured, checked as a whole: every name resolves, every value is in its range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub datapath: Datapath,
+    pub listeners: Vec<Listener>,
+    /// In the order written; precedence is `route`'s matter.
+    pub routes: Vec<Route>,
+    pub policies: Vec<Policy>,
+    pub upstreams: Vec<Upstream>,
+    /// `[tunables]`, not yet applied: key, value as written, place.
+    pub tunables: Vec<(String, String, Origin)>,
+}
+
+/// Where and how the kernel half attaches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Datapath {
+    /// Interfaces; none = no kernel half.
+    pub interfaces: Vec<String>,
+    pub mode: DatapathMode,
+    pub nat: Option<Nat>,
+    pub at: Origin,
+}
+
+/// `datapath.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatapathMode {
+    /// Native, else generic, said aloud.
+    Auto,
+    Native,
+    Generic,
+    Off,
+}
+
+/// Addresses and ports that NAT flows leave from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nat {
+    pub source: Vec<IpAddr>,
+    /// First and last port, both included.
+    pub ports: (u16, u16),
+    pub at: Origin,
+}
+
+/// An address on which traffic is accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub name: String,
+    pub addresses: Vec<ListenAddress>,
+    pub mode: ListenerMode,
+    pub at: Origin,
+}
+
+/// Transport protocol of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// One address of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddress {
+    pub socket: SocketAddr,
+    pub protocol: Protocol,
+}
+
+/// What a listener does with its traffic.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ListenerMode {
+    /// L7: HTTP, over TLS where `tls` is there.
+    Serve { tls: Option<ListenerTls> },
+    /// L4, in the kernel, to the upstream of this index, by NAT.
+    Forward { upstream: usize },
+}
+
+/// TLS of a `serve = "https"` listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    /// Each entry: PEM of a chain and its key, already read; the first is used where no name matches.
+    pub certificates: Vec<CertificatePem>,
+}
+
+/// A certificate chain and its private key as read from files.
+#[derive(Clone, PartialEq)]
+pub struct CertificatePem {
+    /// The file(s) it came from, for messages.
+    pub path: PathBuf,
+    pub chain: Vec<u8>,
+    /// Secret: never printed (`Debug` leaves it out).
+    pub key: Vec<u8>,
+}
+
+/// How a request finds what answers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// As given, else the name of its first upstream, else `route-N` (N counts from 1 in the order written).
+    pub name: String,
+    /// Index of its listener; `None` = all that serve.
+    pub listener: Option<usize>,
+    pub host: HostMatch,
+    pub path: PathMatch,
+    /// Indices into `Config::policies`, in the order in which they run.
+    pub policies: Vec<usize>,
+    pub action: Action,
+    /// Whole exchange, from the end of the request's head to the end of the response.
+    pub exchange_timeout: Option<Duration>,
+    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
+    pub retries: Option<u32>,
+    pub at: Origin,
+}
+
+/// `match.host`; lower case, without port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostMatch {
+    Any,
+    Exact(String),
+    /// `*.example.com`, kept as `example.com`: one or more labels before it.
+    Wildcard(String),
+}
+
+/// `match.path`, normalised.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathMatch {
+    /// `/a/b`
+    Exact(String),
+    /// `/a/*`, kept as `/a/`: all below, by segment. `/*` is every path.
+    Prefix(String),
+    /// `/a/{id}/b`: segments, `None` = a capture of one segment; names in order of their captures.
+    Template {
+        segments: Vec<Option<String>>,
+        captures: Vec<String>,
+    },
+}
+
+/// What answers a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Upstreams by index with weights (one with weight 1 in the short form).
+    Upstream(Vec<(usize, u32)>),
+    /// A fixed answer.
+    Respond {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Arc<[u8]>,
+    },
+    /// 301, 302, 303, 307 or 308 to a location.
+    Redirect { status: u16, location: String },
+}
+
+/// What is checked or changed on the way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub name: String,
+    pub kind: PolicyKind,
+    pub at: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum PolicyKind {
+    Headers {
+        request: HeaderEdit,
+        response: HeaderEdit,
+    },
+    ApiKey(ApiKey),
+    RateLimit(RateLimit),
+}
+
+/// Changes to fields, in this order: remove, set, add. Names are lower case.
+#[derive(Clone, Default, PartialEq)]
+pub struct HeaderEdit {
+    pub remove: Vec<String>,
+    pub set: Vec<(String, String)>,
+    pub add: Vec<(String, String)>,
+}
+
+/// A key in a header field names a consumer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiKey {
+    /// Field name, lower case.
+    pub header: String,
+    pub consumers: Vec<Consumer>,
+}
+
+/// Who may call: the key itself is not kept, only its SHA-256.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    pub name: String,
+    pub key_sha256: [u8; 32],
+}
+
+/// A rate per key, spent from a shared cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RateLimit {
+    pub key: RateKey,
+    /// Nanoseconds per request: 10 000 000 for `100/s`.
+    pub interval_ns: u64,
+    /// Requests beyond the rate that may come at once; at least 1.
+    pub burst: u32,
+    pub ban: Option<BanRule>,
+}
+
+/// What a rate is counted by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RateKey {
+    /// The consumer an `api_key` policy before it found, else the address.
+    Consumer,
+    /// The peer's address (IPv6: its /64).
+    Address,
+    /// The value of a header field (lower case name), else the address.
+    Header(String),
+    /// One cell for all.
+    All,
+}
+
+/// A source that goes on after its limit is refused by the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BanRule {
+    /// Refused requests of one address within `duration` before it is banned.
+    pub after: u32,
+    pub duration: Duration,
+}
+
+/// A named set of endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    pub name: String,
+    pub balance: Balance,
+    /// Sorted and without duplicates.
+    pub endpoints: Vec<Endpoint>,
+    pub probe: Option<Probe>,
+    pub at: Origin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    Random,
+}
+
+/// One address in an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// 1 to 1000; 0 = takes no new work.
+    pub weight: u32,
+}
+
+/// The question whose answer is an endpoint's health.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    pub kind: ProbeKind,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Good answers in a row until an endpoint is believed healthy again.
+    pub rise: u32,
+    /// Bad answers in a row until it is believed dead.
+    pub fall: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// A connection is accepted.
+    Tcp,
+    /// GET of this path is answered with 2xx or 3xx.
+    Http { path: String },
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "{}/{protocol}", self.socket)
+    }
+}
+
+/// Names only: a value may be a secret.
+impl std::fmt::Debug for HeaderEdit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = |fields: &[(String, String)]| {
+            fields
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut edit = f.debug_struct("HeaderEdit");
+        edit.field("remove", &self.remove)
+            .field("set", &names(&self.set))
+            .field("add", &names(&self.add))
+            .finish()
+    }
+}
+
+impl std::fmt::Debug for CertificatePem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CertificatePem")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! `[[route]]`: what it matches, which policies run, what answers.
+
+use std::time::Duration;
+
+use super::action::action;
+use super::context::Context;
+use super::listener::ListenerDraft;
+use super::names::parse_name;
+use super::pattern::{parse_host, parse_path};
+use super::problem::Spot;
+use super::table::{Section, Value};
+use super::{Action, HostMatch, ListenerMode, PathMatch, Route};
+
+/// Longest time for an exchange.
+const EXCHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Most retries, and most policies of one route.
+const RETRIES_MAX: u32 = 10;
+const POLICIES_MAX: usize = 64;
+
+/// A route with the places that later checks point at.
+pub(super) struct RouteDraft<'s> {
+    pub route: Route,
+    pub matching: Spot<'s>,
+    pub policies: Vec<Spot<'s>>,
+    /// Where its name stands, if it was given one.
+    pub name: Option<Spot<'s>>,
+}
+
+/// `number` counts routes from 1, in the order written.
+pub(super) fn route<'s>(
+    section: &Section<'s>,
+    number: usize,
+    context: &Context<'s>,
+    listeners: &[Option<ListenerDraft<'s>>],
+) -> Option<RouteDraft<'s>> {
+    let name = section.find("name");
+    let given = name.as_ref().map(|value| value.parsed(parse_name));
+    let listener = section
+        .find("listener")
+        .map(|value| serving_listener(&value, context, listeners));
+    let matching = section.need("match", "match = { path = \"/*\" }");
+    let parsed_match = matching.as_ref().and_then(self::matching);
+    let policies = section
+        .find("policies")
+        .map_or(Some(Vec::new()), |value| policies(&value, context));
+    let action = action(section, context);
+    let timeout = section
+        .find("timeout")
+        .map_or(Some(None), |value| timeout(&value));
+    let retries = section
+        .find("retry")
+        .map_or(Some(None), |value| retries(&value));
+    section.later("tls");
+    section.finish();
+    let (host, path) = parsed_match?;
+    let (action, (policies, policy_spots)) = (action?, policies?.into_iter().unzip());
+    let name_text = match given {
+        Some(given) => given?.to_owned(),
+        None => default_name(&action, number, context),
+    };
+    let listener = match listener {
+        Some(listener) => Some(listener?),
+        None => None,
+    };
+    let route = Route {
+        name: name_text,
+        listener,
+        host,
+        path,
+        policies,
+        action,
+        exchange_timeout: timeout?,
+        retries: retries?,
+        at: section.spot.origin(),
+    };
+    let matching = matching.map_or(section.spot, |value| value.spot);
+    Some(RouteDraft {
+        route,
+        matching,
+        policies: policy_spots,
+        name: name.map(|value| value.spot),
+    })
+}
+
+fn default_name(action: &Action, number: usize, context: &Context<'_>) -> String {
+    let upstream = match action {
+        Action::Upstream(shares) => shares
+            .first()
+            .and_then(|(index, _)| context.upstreams.name(*index)),
+        _ => None,
+    };
+    upstream.map_or_else(|| format!("route-{number}"), str::to_owned)
+}
+
+fn serving_listener<'s>(
+    value: &Value<'s>,
+    context: &Context<'s>,
+    listeners: &[Option<ListenerDraft<'s>>],
+) -> Option<usize> {
+    let index = context.listeners.resolve(value)?;
+    let Some(Some(draft)) = listeners.get(index) else {
+        return Some(index);
+    };
+    if let ListenerMode::Forward { .. } = draft.listener.mode {
+        let message = format!(
+            "the listener `{}` forwards in the kernel, where there are no routes",
+            draft.listener.name
+        );
+        return value
+            .spot
+            .refuse_with(message, "", draft.section, "it forwards");
+    }
+    Some(index)
+}
+
+/// `{ host = "...", path = "..." }`; what is absent matches everything.
+fn matching(value: &Value<'_>) -> Option<(HostMatch, PathMatch)> {
+    let section = value.section()?;
+    let host = section
+        .find("host")
+        .map_or(Some(HostMatch::Any), |value| value.parsed(parse_host));
+    let path = section
+        .find("path")
+        .map_or(Some(PathMatch::Prefix("/".to_owned())), |value| {
+            if value.is_table() {
+                return value.spot.refuse(
+                    "a regular expression as `path` is not supported by this version yet",
+                    "",
+                    None,
+                );
+            }
+            value.parsed(parse_path)
+        });
+    for key in ["method", "header", "sni"] {
+        section.later(key);
+    }
+    section.finish();
+    Some((host?, path?))
+}
+
+fn policies<'s>(value: &Value<'s>, context: &Context<'s>) -> Option<Vec<(usize, Spot<'s>)>> {
+    let items = value.one_or_more()?;
+    if items.len() > POLICIES_MAX {
+        return value.spot.refuse(
+            format!("a route has at most {POLICIES_MAX} policies"),
+            "",
+            None,
+        );
+    }
+    let (mut policies, mut is_good) = (Vec::<(usize, Spot<'s>)>::new(), true);
+    for item in &items {
+        let Some(index) = context.policies.resolve(item) else {
+            is_good = false;
+            continue;
+        };
+        if let Some((_, first)) = policies.iter().find(|(known, _)| *known == index) {
+            is_good = false;
+            item.spot.refuse_with::<()>(
+                "the route runs this policy twice",
+                "named again",
+                *first,
+                "named first",
+            );
+        }
+        policies.push((index, item.spot));
+    }
+    is_good.then_some(policies)
+}
+
+fn timeout(value: &Value<'_>) -> Option<Option<Duration>> {
+    let section = value.section()?;
+    let exchange = section
+        .need("exchange", "exchange = \"10s\"")
+        .and_then(|value| value.duration(Duration::from_millis(10)..=EXCHANGE_MAX));
+    section.finish();
+    exchange.map(Some)
+}
+
+fn retries(value: &Value<'_>) -> Option<Option<u32>> {
+    let section = value.section()?;
+    let retries = section
+        .need("retries", "retries = 2")
+        .and_then(|value| value.number(0..=RETRIES_MAX));
+    section.later("on");
+    section.finish();
+    retries.map(Some)
+}

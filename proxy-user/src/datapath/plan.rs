@@ -1,0 +1,379 @@
+//! From what the maps hold to what they shall hold: checked as a whole, then writes in an order that no packet can notice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_ebpf::abi::{self, mode};
+use proxy_ebpf::maglev::{self, Member};
+use serde::{Deserialize, Serialize};
+
+use super::{Full, address, port};
+
+/// What the kernel half shall do, in words of the configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    pub listeners: Vec<WantedListener>,
+    pub upstreams: Vec<WantedUpstream>,
+    pub nat: Option<WantedNat>,
+    /// Names of rules that may ban.
+    pub rules: Vec<String>,
+}
+
+/// One address of a listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedListener {
+    pub name: String,
+    pub address: SocketAddr,
+    /// One of `abi::protocol`.
+    pub protocol: u8,
+    /// Index into `Wanted::upstreams`; `None` = handed up to a worker.
+    pub upstream: Option<usize>,
+}
+
+/// An upstream that a listener forwards to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedUpstream {
+    pub name: String,
+    pub endpoints: Vec<WantedEndpoint>,
+}
+
+/// One endpoint of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WantedEndpoint {
+    pub address: SocketAddr,
+    pub weight: u32,
+    pub healthy: bool,
+}
+
+/// NAT, in host order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedNat {
+    pub sources: Vec<IpAddr>,
+    pub port_first: u16,
+    pub port_last: u16,
+    pub tcp_idle_ns: u64,
+    pub tcp_brief_ns: u64,
+    pub udp_idle_ns: u64,
+}
+
+/// Which id a name has, kept over reloads and restarts, so that counters keep their meaning.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Names {
+    pub listeners: BTreeMap<String, u32>,
+    pub upstreams: BTreeMap<String, u32>,
+    pub rules: BTreeMap<String, u32>,
+}
+
+/// How much the maps can hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Capacity {
+    pub listeners: usize,
+    pub upstreams: u32,
+    pub endpoints: u32,
+    pub ring_pages: u32,
+    pub nat_flows: u32,
+}
+
+/// The address a listener stands on. Port and protocol 0: a NAT source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: u8,
+}
+
+/// What the maps hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub capacity: Capacity,
+    pub names: Names,
+    pub listeners: BTreeMap<Key, abi::Listener>,
+    pub upstreams: BTreeMap<u32, abi::Upstream>,
+    /// By id; the neighbour in them is not this plan's matter.
+    pub endpoints: BTreeMap<u16, SocketAddr>,
+    pub nat: abi::Nat,
+}
+
+/// One write. Each is atomic for a packet, and the state after each is one that a packet may meet.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// An endpoint without a neighbour yet.
+    Endpoint(u16, SocketAddr),
+    /// Slots from the beginning of a page on.
+    Ring { page: u32, slots: Vec<u16> },
+    Upstream(u32, abi::Upstream),
+    /// NAT with its cursors left as they are.
+    Nat(Box<abi::Nat>),
+    /// Bits of these ports, in addition to those that are set.
+    AddPorts { listener: BTreeSet<u16>, nat: Option<(u16, u16)> },
+    /// Counters of a listener begin at 0.
+    ResetListener(u32),
+    Listener(Key, abi::Listener),
+    RemoveListener(Key),
+    /// Bits of these ports and of no others.
+    SetPorts { listener: BTreeSet<u16>, nat: Option<(u16, u16)> },
+}
+
+/// Computes the writes from `state` to `wanted`, and the state after them.
+///
+/// # Errors
+/// Something does not fit; then nothing is to be written.
+pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full> {
+    let mut next = Planner { state: state.clone(), writes: Vec::new(), free_later: Vec::new() };
+    next.upstreams(state, wanted)?;
+    next.nat(wanted)?;
+    next.listeners(state, wanted)?;
+    next.rules(wanted)?;
+    Ok((next.writes, next.state))
+}
+
+struct Planner {
+    state: State,
+    writes: Vec<Write>,
+    /// Runs of pages whose rings a packet may still read until all is written.
+    free_later: Vec<abi::Upstream>,
+}
+
+impl Planner {
+    /// Endpoints, then rings, then upstreams: each before what points at it.
+    fn upstreams(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
+        let in_use: BTreeSet<u32> = before.upstreams.keys().copied().collect();
+        let names: Vec<&str> = wanted.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+        let capacity = self.state.capacity.upstreams;
+        assign(&mut self.state.names.upstreams, &names, 1..capacity, &in_use).ok_or(Full::new("upstreams", capacity))?;
+
+        let mut rings = Vec::new();
+        for upstream in &wanted.upstreams {
+            let id = self.state.names.upstreams[&upstream.name];
+            rings.push((id, self.ring(upstream)?));
+        }
+        let mut pointers = Vec::new();
+        for (id, slots) in rings {
+            let count = slots.len() as u32;
+            let present = self.state.upstreams.get(&id).copied();
+            let page = match present {
+                // The same size: changed in place, slot by slot, each the old or the new endpoint.
+                Some(old) if old.slots == count => old.page,
+                _ => self.free_run(maglev::ring_pages(count))?,
+            };
+            self.writes.push(Write::Ring { page, slots });
+            let entry = abi::Upstream { page, slots: count };
+            if present != Some(entry) {
+                self.free_later.extend(present);
+                self.state.upstreams.insert(id, entry);
+                pointers.push(Write::Upstream(id, entry));
+            }
+        }
+        self.writes.append(&mut pointers);
+        Ok(())
+    }
+
+    /// The slots of an upstream's ring; its endpoints get ids.
+    fn ring(&mut self, upstream: &WantedUpstream) -> Result<Vec<u16>, Full> {
+        // Where none is healthy all are tried: whichever comes back first then serves at once.
+        let none = !upstream.endpoints.iter().any(|endpoint| endpoint.healthy && endpoint.weight > 0);
+        let mut members = Vec::new();
+        for endpoint in &upstream.endpoints {
+            let id = self.endpoint(endpoint.address)?;
+            if endpoint.healthy || none {
+                members.push(Member::new(id, address(endpoint.address.ip()), port(endpoint.address.port()), endpoint.weight));
+            }
+        }
+        // The size follows from what is configured, not from what is healthy: health must not move other slots.
+        let mut slots = vec![0; maglev::ring_slots(upstream.endpoints.len()) as usize];
+        maglev::fill(&mut members, &mut slots);
+        Ok(slots)
+    }
+
+    /// The id of an endpoint. Ids are never given to another address: flows that nobody ended may still use them.
+    fn endpoint(&mut self, address: SocketAddr) -> Result<u16, Full> {
+        let known = self.state.endpoints.iter().find(|(_, known)| **known == address);
+        if let Some((id, _)) = known {
+            return Ok(*id);
+        }
+        let capacity = self.state.capacity.endpoints;
+        let last = u16::try_from(capacity.saturating_sub(1)).unwrap_or(u16::MAX);
+        let free = (1..=last).find(|id| !self.state.endpoints.contains_key(id));
+        let id = free.ok_or(Full::new("endpoints", capacity))?;
+        self.state.endpoints.insert(id, address);
+        self.writes.push(Write::Endpoint(id, address));
+        Ok(id)
+    }
+
+    /// The first run of so many pages that no ring holds, nor held when this plan began.
+    fn free_run(&self, pages: u32) -> Result<u32, Full> {
+        let capacity = self.state.capacity.ring_pages;
+        let mut taken: Vec<(u32, u32)> = self
+            .state
+            .upstreams
+            .values()
+            .chain(&self.free_later)
+            .filter(|upstream| upstream.slots > 0)
+            .map(|upstream| (upstream.page, maglev::ring_pages(upstream.slots)))
+            .collect();
+        taken.sort_unstable();
+        let mut first = 0;
+        for (page, count) in taken {
+            if page >= first + pages {
+                break;
+            }
+            first = first.max(page + count);
+        }
+        if first + pages > capacity { Err(Full::new("ring_pages", capacity)) } else { Ok(first) }
+    }
+
+    fn nat(&mut self, wanted: &Wanted) -> Result<(), Full> {
+        let mut nat = wanted.nat.as_ref().map_or_else(bytemuck::Zeroable::zeroed, encode_nat);
+        nat.cursors = self.state.nat.cursors;
+        let flows = u64::from(nat.sources_count) * 2 * u64::from(nat.ports);
+        let capacity = self.state.capacity.nat_flows;
+        if flows > u64::from(capacity) {
+            return Err(Full { needed: Some(flows), ..Full::new("nat_flows", capacity) });
+        }
+        if nat != self.state.nat {
+            self.state.nat = nat;
+            self.writes.push(Write::Nat(Box::new(nat)));
+        }
+        Ok(())
+    }
+
+    /// Listeners last when they come, first when they go.
+    fn listeners(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
+        let capacity = self.state.capacity.listeners;
+        let full = Full::new("listeners", u32::try_from(capacity).unwrap_or(u32::MAX));
+        let in_use: BTreeSet<u32> = before.listeners.values().map(|listener| listener.id).collect();
+        let mut names: Vec<&str> = wanted.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        names.dedup();
+        let fresh = assign(&mut self.state.names.listeners, &names, 1..full.capacity, &in_use).ok_or(full.clone())?;
+        self.writes.extend(fresh.into_iter().map(Write::ResetListener));
+
+        let target = self.listener_entries(wanted);
+        let v4 = target.keys().filter(|key| key.address.is_ipv4()).count();
+        // Old and new ones are in the map together for a moment.
+        let old = |v4: bool| {
+            let gone = |key: &&Key| key.address.is_ipv4() == v4 && !target.contains_key(key);
+            before.listeners.keys().filter(gone).count()
+        };
+        if v4 + old(true) > capacity || target.len() - v4 + old(false) > capacity {
+            return Err(full);
+        }
+        let ports: BTreeSet<u16> = target.keys().map(|key| key.port).filter(|port| *port > 0).collect();
+        let nat = wanted.nat.as_ref().map(|nat| (nat.port_first, nat.port_last));
+        self.writes.push(Write::AddPorts { listener: ports.clone(), nat });
+        for (key, entry) in &target {
+            if before.listeners.get(key) != Some(entry) {
+                self.writes.push(Write::Listener(*key, *entry));
+            }
+        }
+        for key in before.listeners.keys().filter(|key| !target.contains_key(key)) {
+            self.writes.push(Write::RemoveListener(*key));
+        }
+        self.writes.push(Write::SetPorts { listener: ports, nat });
+        self.state.listeners = target;
+        self.retire_upstreams(wanted);
+        Ok(())
+    }
+
+    fn listener_entries(&self, wanted: &Wanted) -> BTreeMap<Key, abi::Listener> {
+        let mut entries = BTreeMap::new();
+        for listener in &wanted.listeners {
+            let key = Key {
+                address: listener.address.ip().to_canonical(),
+                port: listener.address.port(),
+                protocol: listener.protocol,
+            };
+            let id = self.state.names.listeners.get(&listener.name).copied().unwrap_or(0);
+            let upstream = listener.upstream.and_then(|index| wanted.upstreams.get(index));
+            let (mode, target) = match upstream {
+                Some(upstream) => (mode::NAT, self.state.names.upstreams[&upstream.name]),
+                None => (mode::SERVE, 0),
+            };
+            entries.insert(key, abi::Listener { id, mode, target, zero: 0 });
+        }
+        for (index, source) in wanted.nat.iter().flat_map(|nat| sorted(&nat.sources)).enumerate() {
+            let key = Key { address: source, port: 0, protocol: 0 };
+            entries.insert(key, abi::Listener { id: 0, mode: mode::NAT_RETURN, target: index as u32, zero: 0 });
+        }
+        entries
+    }
+
+    /// Upstreams that no listener points at any more lose their ring.
+    fn retire_upstreams(&mut self, wanted: &Wanted) {
+        let kept: BTreeSet<u32> =
+            wanted.upstreams.iter().filter_map(|upstream| self.state.names.upstreams.get(&upstream.name)).copied().collect();
+        let gone: Vec<u32> = self.state.upstreams.keys().filter(|id| !kept.contains(id)).copied().collect();
+        for id in gone {
+            self.state.upstreams.remove(&id);
+            self.writes.push(Write::Upstream(id, abi::Upstream { page: 0, slots: 0 }));
+        }
+    }
+
+    fn rules(&mut self, wanted: &Wanted) -> Result<(), Full> {
+        let names: Vec<&str> = wanted.rules.iter().map(String::as_str).collect();
+        let range = 1..abi::size::RULES;
+        assign(&mut self.state.names.rules, &names, range, &BTreeSet::new()).ok_or(Full::new("rules", abi::size::RULES))?;
+        Ok(())
+    }
+}
+
+/// Gives each name an id of the range, those it has already first; answers the ids that are new. Names that are
+/// not wanted keep their ids until others need them, so that a name that comes back finds its counters.
+fn assign(
+    ids: &mut BTreeMap<String, u32>,
+    names: &[&str],
+    range: std::ops::Range<u32>,
+    in_use: &BTreeSet<u32>,
+) -> Option<Vec<u32>> {
+    let mut fresh = Vec::new();
+    for name in names {
+        if ids.contains_key(*name) {
+            continue;
+        }
+        let taken: BTreeSet<u32> = ids.values().copied().collect();
+        let mut id = range.clone().find(|id| !taken.contains(id) && !in_use.contains(id));
+        if id.is_none() {
+            ids.retain(|known, _| names.contains(&known.as_str()));
+            let taken: BTreeSet<u32> = ids.values().copied().collect();
+            id = range.clone().find(|id| !taken.contains(id));
+        }
+        ids.insert((*name).to_owned(), id?);
+        fresh.extend(id);
+    }
+    Some(fresh)
+}
+
+/// IPv4 first, otherwise in the order written.
+fn sorted(sources: &[IpAddr]) -> Vec<IpAddr> {
+    let mut sources = sources.to_vec();
+    sources.sort_by_key(IpAddr::is_ipv6);
+    sources
+}
+
+fn encode_nat(wanted: &WantedNat) -> abi::Nat {
+    let mut nat: abi::Nat = bytemuck::Zeroable::zeroed();
+    let sources = sorted(&wanted.sources);
+    for (slot, source) in nat.sources.iter_mut().zip(&sources) {
+        *slot = address(*source);
+    }
+    nat.sources_count = sources.len().min(abi::size::NAT_SOURCES) as u32;
+    nat.sources_v4 = sources.iter().filter(|source| source.is_ipv4()).count() as u32;
+    nat.port_first = u32::from(wanted.port_first);
+    nat.ports = u32::from(wanted.port_last.saturating_sub(wanted.port_first)) + 1;
+    nat.tcp_idle_ns = wanted.tcp_idle_ns;
+    nat.tcp_brief_ns = wanted.tcp_brief_ns;
+    nat.udp_idle_ns = wanted.udp_idle_ns;
+    nat
+}
+
+/// Whether flows made under `before` still find their way back under `after`: each source at its index, the same ports.
+pub fn keeps_flows(before: &abi::Nat, after: &abi::Nat) -> bool {
+    let used = before.sources_count as usize;
+    before.ports == 0
+        || (before.ports == after.ports
+            && before.port_first == after.port_first
+            && after.sources_count >= before.sources_count
+            && before.sources[..used] == after.sources[..used])
+}
+
+#[cfg(test)]
+mod tests;

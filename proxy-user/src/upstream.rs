@@ -1,0 +1,103 @@
+//! The origins' side at run time: endpoints, whom to ask next, and who is believed to live.
+
+mod balance;
+mod endpoint;
+mod health;
+
+use crate::config::{self, Balance, Config};
+use balance::Schedule;
+
+pub use endpoint::{Active, Endpoint};
+pub use health::{Belief, Health};
+
+/// A named set of endpoints.
+#[derive(Debug)]
+pub struct Upstream {
+    pub name: String,
+    pub endpoints: Vec<Endpoint>,
+    balance: Balance,
+    schedule: Schedule,
+}
+
+/// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
+/// same name (health, counters) goes on, however weights and order change.
+pub fn build(config: &Config, workers: usize, previous: Option<&[Upstream]>) -> Vec<Upstream> {
+    let of_name = |name: &str| {
+        previous
+            .unwrap_or_default()
+            .iter()
+            .find(|earlier| earlier.name == name)
+    };
+    config
+        .upstreams
+        .iter()
+        .map(|upstream| Upstream::new(upstream, workers, of_name(&upstream.name)))
+        .collect()
+}
+
+impl Upstream {
+    pub fn new(config: &config::Upstream, workers: usize, previous: Option<&Self>) -> Self {
+        let endpoints = config.endpoints.iter().map(|endpoint| {
+            let earlier = previous.and_then(|earlier| {
+                earlier
+                    .endpoints
+                    .iter()
+                    .find(|known| known.address == endpoint.address)
+            });
+            let endpoint = Endpoint::new(endpoint, workers, earlier);
+            if config.probe.is_none() {
+                // Nobody would ever ask again.
+                endpoint.health().reset();
+            }
+            endpoint
+        });
+        let weights: Vec<u32> = config
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.weight)
+            .collect();
+        Self {
+            name: config.name.clone(),
+            endpoints: endpoints.collect(),
+            balance: config.balance,
+            schedule: Schedule::new(&weights, workers),
+        }
+    }
+
+    /// Index of the endpoint for the next call of this worker, `random` being any number that nobody can foresee.
+    ///
+    /// `avoid` is one that just failed: it is taken only if there is no other. `None`: none is healthy, or none takes new
+    /// work, and the client gets a 503 at once.
+    pub fn choose(&self, worker: usize, avoid: Option<usize>, random: u64) -> Option<usize> {
+        let is_healthy = |index: usize| {
+            self.endpoints
+                .get(index)
+                .is_some_and(|endpoint| endpoint.health().is_healthy())
+        };
+        let is_usable = |index: usize| Some(index) != avoid && is_healthy(index);
+        let chosen = match self.balance {
+            Balance::RoundRobin => self.schedule.next(worker, is_usable),
+            Balance::Random => self.schedule.draw(random, is_usable),
+        };
+        chosen.or_else(|| avoid.filter(|index| is_healthy(*index) && self.schedule.holds(*index)))
+    }
+}
+
+/// One of an action's upstreams, by weight; `None` if no weight is above zero.
+pub fn choose_weighted(choices: &[(usize, u32)], random: u64) -> Option<usize> {
+    if let [(only, 1..)] = choices {
+        return Some(*only);
+    }
+    let total: u64 = choices.iter().map(|(_, weight)| u64::from(*weight)).sum();
+    let mut left = random.checked_rem(total)?;
+    for (upstream, weight) in choices {
+        match left.checked_sub(u64::from(*weight)) {
+            Some(rest) => left = rest,
+            None => return Some(*upstream),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Whose turn it is: a schedule in which every endpoint stands as often as its weight says, evenly spread.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Turns of endpoints, walked round by each worker on its own.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    order: Box<[u32]>,
+    cursors: Box<[Cursor]>,
+}
+
+/// The next turn of one worker, on a cache line of its own: a shared one would be fought over at every request.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Cursor(AtomicU32);
+
+/// About as many turns; weights beyond are scaled down, to shares of a thousandth.
+const TURNS_MAX: u64 = 1024;
+
+/// Draws before a random choice among many dead ones walks on instead.
+const DRAWS: u32 = 4;
+
+impl Schedule {
+    pub fn new(weights: &[u32], workers: usize) -> Self {
+        let order: Box<[u32]> = spread(&scale(weights)).into();
+        // Workers start apart from each other, else they would all ask the first endpoint first.
+        let cursors = (0..workers)
+            .map(|worker| Cursor(AtomicU32::new((worker * order.len() / workers) as u32)));
+        Self {
+            cursors: cursors.collect(),
+            order,
+        }
+    }
+
+    /// The endpoint takes new work.
+    pub fn holds(&self, endpoint: usize) -> bool {
+        self.order.contains(&(endpoint as u32))
+    }
+
+    /// The next usable one for this worker. The turn goes on behind it, not behind where the search began, so that the
+    /// share of a dead endpoint falls to all others and not to the one behind it.
+    pub fn next(&self, worker: usize, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
+        let cursor = self.cursors.get(worker).map(|cursor| &cursor.0);
+        let start = cursor.map_or(0, |cursor| cursor.load(Relaxed) as usize);
+        let (turn, endpoint) = self.walk(start, is_usable)?;
+        if let Some(cursor) = cursor {
+            cursor.store(turn as u32 + 1, Relaxed);
+        }
+        Some(endpoint)
+    }
+
+    /// Any usable one, by weight.
+    pub fn draw(&self, random: u64, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut drawn = random;
+        for _ in 0..DRAWS {
+            // Multiply and shift: the high bits choose, without a division.
+            let turn = ((u128::from(drawn) * self.order.len() as u128) >> 64) as usize;
+            let endpoint = *self.order.get(turn)? as usize;
+            if is_usable(endpoint) {
+                return Some(endpoint);
+            }
+            drawn = drawn
+                .wrapping_add(0x9e37_79b9_7f4a_7c15)
+                .wrapping_mul(0xd134_2543_de82_ef95);
+        }
+        self.walk((drawn % self.order.len() as u64) as usize, is_usable)
+            .map(|(_, endpoint)| endpoint)
+    }
+
+    /// The first usable one from this turn on, once round.
+    fn walk(&self, start: usize, is_usable: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
+        let start = if start < self.order.len() { start } else { 0 };
+        let turns = (start..self.order.len()).chain(0..start);
+        turns
+            .map(|turn| (turn, self.order[turn] as usize))
+            .find(|(_, endpoint)| is_usable(*endpoint))
+    }
+}
+
+/// The same shares in small numbers.
+fn scale(weights: &[u32]) -> Vec<u64> {
+    let divisor = weights
+        .iter()
+        .fold(0, |divisor, weight| gcd(divisor, u64::from(*weight)))
+        .max(1);
+    let total: u64 = weights
+        .iter()
+        .map(|weight| u64::from(*weight) / divisor)
+        .sum();
+    let shrink = |weight: u64| {
+        if total <= TURNS_MAX || weight == 0 {
+            weight
+        } else {
+            (weight * TURNS_MAX / total).max(1)
+        }
+    };
+    weights
+        .iter()
+        .map(|weight| shrink(u64::from(*weight) / divisor))
+        .collect()
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Each index as often as its weight, as far from itself as can be: smooth weighted round robin, as nginx does it, written
+/// down once instead of reckoned at every request.
+fn spread(weights: &[u64]) -> Vec<u32> {
+    let total: u64 = weights.iter().sum();
+    let mut credit = vec![0i64; weights.len()];
+    let mut order = Vec::new();
+    for _ in 0..total {
+        for (credit, weight) in credit.iter_mut().zip(weights) {
+            *credit += *weight as i64;
+        }
+        let richest =
+            (0..credit.len()).max_by_key(|index| (credit[*index], std::cmp::Reverse(*index)));
+        if let Some(richest) = richest {
+            credit[richest] -= total as i64;
+            order.push(richest as u32);
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_spread_evenly() {
+        assert_eq!(spread(&scale(&[1, 1, 1])), [0, 1, 2]);
+        assert_eq!(spread(&scale(&[5, 1, 1])), [0, 0, 1, 0, 2, 0, 0]);
+        assert_eq!(spread(&scale(&[200, 100])), [0, 1, 0]);
+        assert!(spread(&scale(&[0, 0])).is_empty());
+        assert_eq!(spread(&scale(&[0, 7])), [1]);
+        assert!(spread(&scale(&[])).is_empty());
+    }
+
+    #[test]
+    fn long_schedules_are_cut_to_a_thousandth() {
+        let order = spread(&scale(&[1000, 999, 1]));
+        assert!(order.len() <= TURNS_MAX as usize + 3);
+        let count = |index| order.iter().filter(|turn| **turn == index).count();
+        assert_eq!((count(0), count(1), count(2)), (512, 511, 1));
+    }
+}

@@ -1,0 +1,15 @@
+//! Fixture packets through the loaded XDP program: input and state in; verdict, action and every byte out.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+
+#[path = "packet/flow.rs"]
+mod flow;
+#[path = "packet/guard.rs"]
+mod guard;
+#[path = "packet/loaded.rs"]
+mod loaded;
+#[path = "packet/nat.rs"]
+mod nat;
+#[path = "packet/pass.rs"]
+mod pass;
+#[path = "packet/steer.rs"]
+mod steer;
