@@ -62,7 +62,7 @@ impl Model {
 }
 
 fn empty() -> State {
-    let capacity = Capacity { listeners: 16, upstreams: 8, endpoints: 1024, ring_pages: 8, nat_flows: 200_000 };
+    let capacity = Capacity { listeners: 16, upstreams: 8, endpoints: 1024, ring_pages: 8, nat_flows: 400_000 };
     State {
         capacity,
         names: Names::default(),
