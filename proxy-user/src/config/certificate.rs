@@ -104,20 +104,12 @@ fn certificate(
     chain_path: &Path,
     key_path: Option<&Path>,
 ) -> Option<CertificatePem> {
-    let read_one = |path: &Path| match read(context.reader, path) {
-        Ok(bytes) => Some(bytes),
-        Err(error) => item.spot.refuse(
-            format!("cannot read {}: {}", path.display(), failure(&error)),
-            "",
-            None,
-        ),
-    };
-    let chain = read_one(chain_path)?;
-    let beside = chain_path.with_extension("key");
-    let key_path = match key_path {
-        Some(path) => path.to_owned(),
-        None if has_block(&chain, "PRIVATE KEY-----") => chain_path.to_owned(),
-        None => beside,
+    let chain = match read(context.reader, chain_path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let message = format!("cannot read {}: {}", chain_path.display(), failure(&error));
+            return item.spot.refuse(message, "", None);
+        }
     };
     if !has_block(&chain, "CERTIFICATE-----") {
         return item.spot.refuse(
@@ -126,10 +118,25 @@ fn certificate(
             Some("it needs a PEM block -----BEGIN CERTIFICATE-----".to_owned()),
         );
     }
+    let key_path = match key_path {
+        Some(path) => path.to_owned(),
+        None if has_block(&chain, "PRIVATE KEY-----") => chain_path.to_owned(),
+        None => chain_path.with_extension("key"),
+    };
     let key = if key_path == chain_path {
         chain.clone()
     } else {
-        read_one(&key_path)?
+        match read(context.reader, &key_path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let (chain, key) = (chain_path.display(), key_path.display());
+                let message = format!(
+                    "there is no private key in {chain}, and {key} cannot be read: {}",
+                    failure(&error)
+                );
+                return item.spot.refuse(message, "", None);
+            }
+        }
     };
     if !has_block(&key, "PRIVATE KEY-----") {
         return item.spot.refuse(

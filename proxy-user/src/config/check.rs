@@ -1,6 +1,6 @@
 //! What only the whole shows: addresses in use twice, shadowed routes, rules out of order, objects nobody uses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proxy_ebpf::abi::size;
 
@@ -230,16 +230,24 @@ impl<'s> Whole<'s> {
 
     /// What nothing refers to, and what would only answer 404.
     fn warn_of_unused(&self) {
-        let routes = || self.good_routes().map(|draft| &draft.route);
-        let uses_upstream = |index: usize| {
-            let routed = routes().any(|route| matches!(&route.action, Action::Upstream(shares) if shares.iter().any(|(share, _)| *share == index)));
-            routed
-                || self
-                    .good_listeners()
-                    .any(|draft| draft.listener.mode == ListenerMode::Forward { upstream: index })
-        };
+        let (mut upstreams, mut policies, mut listeners) =
+            (HashSet::new(), HashSet::new(), HashSet::new());
+        let mut all_listeners = false;
+        for route in self.good_routes().map(|draft| &draft.route) {
+            policies.extend(route.policies.iter().copied());
+            listeners.extend(route.listener);
+            all_listeners |= route.listener.is_none();
+            if let Action::Upstream(shares) = &route.action {
+                upstreams.extend(shares.iter().map(|(upstream, _)| *upstream));
+            }
+        }
+        for draft in self.good_listeners() {
+            if let ListenerMode::Forward { upstream } = draft.listener.mode {
+                upstreams.insert(upstream);
+            }
+        }
         for (index, (upstream, spot)) in self.upstreams.iter().flatten().enumerate() {
-            if !uses_upstream(index) {
+            if !upstreams.contains(&index) {
                 spot.warn(
                     format!("nothing uses the upstream `{}`", upstream.name),
                     "",
@@ -248,7 +256,7 @@ impl<'s> Whole<'s> {
             }
         }
         for (index, (policy, spot)) in self.policies.iter().flatten().enumerate() {
-            if !routes().any(|route| route.policies.contains(&index)) {
+            if !policies.contains(&index) {
                 spot.warn(
                     format!("no route uses the policy `{}`", policy.name),
                     "",
@@ -257,12 +265,10 @@ impl<'s> Whole<'s> {
             }
         }
         for (index, draft) in self.good_listeners().enumerate() {
-            let has_route =
-                routes().any(|route| route.listener.is_none_or(|listener| listener == index));
-            if self.serves(index) && !has_route {
+            if self.serves(index) && !all_listeners && !listeners.contains(&index) {
+                let name = &draft.listener.name;
                 let message = format!(
-                    "the listener `{}` has no route: every request is answered with 404",
-                    draft.listener.name
+                    "the listener `{name}` has no route: every request is answered with 404"
                 );
                 draft.section.warn(message, "", None);
             }

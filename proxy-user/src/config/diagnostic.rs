@@ -108,7 +108,7 @@ pub fn render(diagnostics: &[Diagnostic], colour: bool) -> String {
     };
     let blocks: Vec<String> = diagnostics
         .iter()
-        .map(|diagnostic| renderer.render(&[group(diagnostic)]))
+        .map(|diagnostic| renderer.render(&groups(diagnostic)))
         .collect();
     let mut text = blocks.join("\n\n");
     if !text.is_empty() {
@@ -138,27 +138,27 @@ pub fn summary(diagnostics: &[Diagnostic]) -> String {
     )
 }
 
-fn group(diagnostic: &Diagnostic) -> Group<'_> {
+/// One group with everything; without a place, each remedy stands in a group of its own, for there is no line above it.
+fn groups(diagnostic: &Diagnostic) -> Vec<Group<'_>> {
     let level = match diagnostic.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let places = diagnostic
-        .place
-        .iter()
-        .map(|place| (place, AnnotationKind::Primary));
+    let title = level.primary_title(diagnostic.message.as_str());
+    let help = diagnostic.help.iter().map(String::as_str);
+    let Some(place) = &diagnostic.place else {
+        let help = help.map(|help| Group::with_title(Level::HELP.secondary_title(help)));
+        return std::iter::once(Group::with_title(title))
+            .chain(help)
+            .collect();
+    };
+    let first = element(place, AnnotationKind::Primary);
     let also = diagnostic
         .also
         .iter()
-        .map(|place| (place, AnnotationKind::Context));
-    let help = diagnostic
-        .help
-        .iter()
-        .map(|help| Element::from(Level::HELP.message(help.as_str())));
-    let title = level.primary_title(diagnostic.message.as_str());
-    title
-        .elements(places.chain(also).map(|(place, kind)| element(place, kind)))
-        .elements(help)
+        .map(|place| element(place, AnnotationKind::Context));
+    let help = help.map(|help| Element::from(Level::HELP.message(help)));
+    vec![title.element(first).elements(also).elements(help)]
 }
 
 fn element(place: &Place, kind: AnnotationKind) -> Element<'_> {

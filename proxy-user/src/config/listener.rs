@@ -37,14 +37,15 @@ pub(super) fn listener<'s>(
         section.find("tls"),
         section.find("forward"),
     );
+    let forwards = forward.is_some();
     let mode = match forward {
         Some(forward) => forwarding(section, &forward, [serve, tls], context),
         None => serving(section, serve, tls, context),
     };
     section.finish();
     let (addresses, spots): (Vec<_>, Vec<_>) = addresses?.into_iter().unzip();
+    check_family(forwards, &addresses, &spots)?;
     let mode = mode?;
-    check_family(&mode, &addresses, &spots)?;
     let listener = Listener {
         name: name?.to_owned(),
         addresses,
@@ -150,33 +151,23 @@ fn listener_tls(value: &Value<'_>, context: &Context<'_>) -> Option<ListenerTls>
 }
 
 /// HTTP is served over TCP; the kernel half forwards only for addresses that it can look up.
-fn check_family(
-    mode: &ListenerMode,
-    addresses: &[ListenAddress],
-    spots: &[Spot<'_>],
-) -> Option<()> {
+fn check_family(forwards: bool, addresses: &[ListenAddress], spots: &[Spot<'_>]) -> Option<()> {
     let mut is_good = true;
     for (address, spot) in addresses.iter().zip(spots) {
-        match mode {
-            ListenerMode::Serve { .. } if address.protocol == Protocol::Udp => {
-                is_good = false;
-                let help = "leave /udp out, or give the listener a `forward`".to_owned();
-                spot.refuse::<()>(
-                    "HTTP is served over TCP, and this address is UDP",
-                    "",
-                    Some(help),
-                );
-            }
-            ListenerMode::Forward { .. } if address.socket.ip().is_unspecified() => {
-                is_good = false;
-                let message = "a listener that forwards needs the very address that packets carry";
-                spot.refuse::<()>(
-                    message,
-                    "stands for all addresses",
-                    Some("write it like 203.0.113.53:53".to_owned()),
-                );
-            }
-            _ => {}
+        if !forwards && address.protocol == Protocol::Udp {
+            is_good = false;
+            let help = "leave /udp out, or give the listener a `forward`".to_owned();
+            spot.refuse::<()>(
+                "HTTP is served over TCP, and this address is UDP",
+                "",
+                Some(help),
+            );
+        }
+        if forwards && address.socket.ip().is_unspecified() {
+            is_good = false;
+            let message = "a listener that forwards needs the very address that packets carry";
+            let help = "write it like 203.0.113.53:53".to_owned();
+            spot.refuse::<()>(message, "stands for all addresses", Some(help));
         }
     }
     is_good.then_some(())

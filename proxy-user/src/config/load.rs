@@ -209,7 +209,7 @@ fn collect<'s>(
     for (source, document) in documents {
         let root = Section::new(
             source.spot(problems, 0..0),
-            "a configuration".to_owned(),
+            "the configuration".to_owned(),
             document,
         );
         let one = |key| root.find(key).and_then(|value| value.section());

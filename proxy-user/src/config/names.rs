@@ -57,7 +57,9 @@ impl<'s> Names<'s> {
         if let Some(index) = self.by_name.get(name) {
             return Some(*index);
         }
-        let meant = nearest(name, self.defined.iter().flatten().map(|(name, _)| *name));
+        let names = self.defined.iter().flatten().map(|(name, _)| *name);
+        let names = names.filter(|_| !value.spot.problems.is_full());
+        let meant = nearest(name, names);
         let help = meant.map_or_else(
             || {
                 format!(

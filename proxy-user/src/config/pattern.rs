@@ -36,11 +36,11 @@ pub fn parse_host(text: &str) -> Result<HostMatch, String> {
     if !name.is_ascii() {
         return wrong("has characters beyond ASCII (an international name is written as xn--...)");
     }
-    if name.contains(':') {
-        return wrong("has a port, and hosts are matched without");
-    }
     if name.contains('/') {
         return wrong("has a slash, and a host is a name alone");
+    }
+    if name.contains(':') {
+        return wrong("has a port, and hosts are matched without");
     }
     if name.contains('*') {
         return wrong("has a star that is not its whole first label");

@@ -1,6 +1,6 @@
 //! Files being read, places in them, and the problems found there. What may be a secret is never shown.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::diagnostic::{Diagnostic, Place};
 
 /// Longest line that is shown, in bytes.
 const LINE_BYTES_MAX: usize = 400;
-/// Diagnostics that are kept; nobody reads more.
+/// Errors, and warnings, that are kept; nobody reads more.
 const DIAGNOSTICS_MAX: usize = 200;
 
 /// One file.
@@ -32,7 +32,9 @@ pub(super) struct Source {
 #[derive(Default)]
 pub(super) struct Problems {
     found: RefCell<Vec<(usize, usize, Diagnostic)>>,
-    dropped: RefCell<usize>,
+    /// How many there were, kept or not.
+    errors: Cell<usize>,
+    warnings: Cell<usize>,
 }
 
 /// A span of a file.
@@ -69,21 +71,24 @@ impl Source {
             .unwrap_or_default()
     }
 
-    /// Hide the values that an operator may have written a secret into: fields that are set or added.
+    /// Hide the values that an operator may have written a secret into: fields that are set, added, or answered with.
     pub fn hide_secrets(&self, table: &DeTable<'_>) {
+        self.hide_fields(table, "");
+    }
+
+    /// `parent` is the key under which the table stands.
+    fn hide_fields(&self, table: &DeTable<'_>, parent: &str) {
         for (key, value) in table.iter() {
-            let is_edit =
-                key.get_ref() == "set" || key.get_ref() == "add" || key.get_ref() == "headers";
+            let key = key.get_ref().as_ref();
+            let holds_fields = matches!((parent, key), (_, "set" | "add") | ("respond", "headers"));
             match value.get_ref() {
-                DeValue::Table(fields) if is_edit => {
+                DeValue::Table(fields) if holds_fields => {
                     fields.values().for_each(|field| self.hide_strings(field));
                 }
-                DeValue::Table(inner) => self.hide_secrets(inner),
+                DeValue::Table(inner) => self.hide_fields(inner, key),
                 DeValue::Array(items) => {
-                    items
-                        .iter()
-                        .filter_map(|item| item.get_ref().as_table())
-                        .for_each(|inner| self.hide_secrets(inner));
+                    let tables = items.iter().filter_map(|item| item.get_ref().as_table());
+                    tables.for_each(|inner| self.hide_fields(inner, key));
                 }
                 _ => {}
             }
@@ -195,12 +200,16 @@ impl Source {
 impl Problems {
     /// Keep a diagnostic; `order` is the file's index and the offset in it.
     pub fn push(&self, order: (usize, usize), diagnostic: Diagnostic) {
-        let mut found = self.found.borrow_mut();
-        if found.len() < DIAGNOSTICS_MAX {
-            found.push((order.0, order.1, diagnostic));
-        } else if diagnostic.is_error() {
-            *self.dropped.borrow_mut() += 1;
+        let is_error = diagnostic.is_error();
+        let kept = if is_error {
+            &self.errors
+        } else {
+            &self.warnings
+        };
+        if kept.get() < DIAGNOSTICS_MAX {
+            self.found.borrow_mut().push((order.0, order.1, diagnostic));
         }
+        kept.set(kept.get() + 1);
     }
 
     /// Keep a diagnostic about no place in a file.
@@ -208,11 +217,13 @@ impl Problems {
         self.push((usize::MAX, 0), diagnostic);
     }
 
+    /// Whether one more error would only be counted, so that looking for a suggestion is time lost.
+    pub fn is_full(&self) -> bool {
+        self.errors.get() >= DIAGNOSTICS_MAX
+    }
+
     pub fn has_errors(&self) -> bool {
-        self.found
-            .borrow()
-            .iter()
-            .any(|(_, _, diagnostic)| diagnostic.is_error())
+        self.errors.get() > 0
     }
 
     /// All of them in the order of the files.
@@ -223,10 +234,10 @@ impl Problems {
             .into_iter()
             .map(|(_, _, diagnostic)| diagnostic)
             .collect();
-        let dropped = self.dropped.into_inner();
-        if dropped > 0 {
+        let beyond = self.errors.get().saturating_sub(DIAGNOSTICS_MAX);
+        if beyond > 0 {
             sorted.push(Diagnostic::error(format!(
-                "{dropped} more errors are not shown"
+                "{beyond} more errors are not shown"
             )));
         }
         sorted

@@ -142,7 +142,9 @@ impl<'s> Value<'s> {
     /// A table.
     pub fn section(&self) -> Option<Section<'s>> {
         match self.value {
-            DeValue::Table(table) => Some(Section::new(self.spot, self.name.clone(), table)),
+            DeValue::Table(table) => {
+                Some(Section::new(self.spot, format!("`{}`", self.name), table))
+            }
             _ => self.wrong_type("a table"),
         }
     }
@@ -188,7 +190,7 @@ impl<'s> Value<'s> {
         };
         let items = array.iter().map(|item| Value {
             spot: self.spot.source.spot(self.spot.problems, item.span()),
-            name: self.name.clone(),
+            name: format!("{}[]", self.name),
             value: item.get_ref(),
         });
         Some(items.collect())

@@ -204,7 +204,7 @@ pub fn nearest<'k>(wrong: &str, known: impl IntoIterator<Item = &'k str>) -> Opt
     let allowed = (wrong.chars().count() / 3).clamp(1, 4);
     known
         .into_iter()
-        .filter(|name| name.len() <= 192)
+        .filter(|name| name.len().abs_diff(wrong.len()) <= 4 * allowed)
         .map(|name| {
             (
                 strsim::damerau_levenshtein(&wrong, &name.to_ascii_lowercase().replace('-', "_")),
