@@ -4,6 +4,7 @@ mod build;
 mod demo;
 mod say;
 mod setup;
+mod test;
 mod tidy;
 mod tree;
 
@@ -27,6 +28,8 @@ enum Command {
     Setup,
     /// Builds both halves and shows them at work on real traffic, in network namespaces
     Demo(demo::Arguments),
+    /// Runs all checks and tests, in order, and counts them; continuous integration runs exactly this
+    Test(test::Arguments),
     /// Checks the rules that keep the source in order
     Tidy(tidy::Arguments),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Setup => setup::run(),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };
     match done {

@@ -22,6 +22,13 @@ pub struct Arguments {
     fix: bool,
 }
 
+impl Arguments {
+    /// Only looks.
+    pub fn check() -> Self {
+        Self { fix: false }
+    }
+}
+
 /// A place where a rule is broken.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -64,7 +71,6 @@ const RULES: &[Rule] = &[
 
 /// Checks all rules; an error says how many places break one.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    say::section("Tidy");
     let sources = source::read_all(&tree::root())?;
     let readme_path = tree::root().join("README.md");
     let readme = fs::read_to_string(&readme_path).context("read README.md")?;
@@ -74,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fs::write(&readme_path, fixed).context("write README.md")?;
             say::note("README.md: map rewritten");
         }
-        return run(&Arguments { fix: false });
+        return run(&Arguments::check());
     }
 
     let mut count = 0;

@@ -44,15 +44,33 @@ pub fn check(sources: &[Source]) -> Vec<Finding> {
                 }
             };
             find(UNFINISHED, "finish it, or leave it out");
-            if data_path {
+            if data_path && !is_excused(source, line) {
                 find(
                     PANICS,
-                    "a packet or a message may never panic us: return an error, or choose a type that cannot fail",
+                    "a packet or a message may never panic us: return an error, or choose a type that cannot fail; where no input can cause it, say so with #[expect(clippy::expect_used, reason = \"...\")]",
                 );
             }
         }
     }
     findings
+}
+
+/// Whether an attribute of the lines just above says why this cannot happen.
+fn is_excused(source: &Source, line: usize) -> bool {
+    let above = source
+        .code
+        .lines()
+        .take(line - 1)
+        .skip(line.saturating_sub(9));
+    above.fold(false, |excused, code| {
+        if code.contains("clippy::expect_used")
+            || code.contains("clippy::unwrap_used")
+            || code.contains("clippy::panic")
+        {
+            return true;
+        }
+        excused && !code.starts_with('}')
+    })
 }
 
 fn has(code: &str, word: &str) -> bool {
@@ -86,6 +104,15 @@ mod tests {
         assert_eq!(found("proxy-user/src/codec/h1.rs", text).len(), 2);
         assert_eq!(found("proxy-ebpf/src/packet.rs", text).len(), 2);
         assert_eq!(found("proxy-user/src/cli/run.rs", text), []);
+    }
+
+    #[test]
+    fn what_says_why_it_cannot_happen_is_excused_and_nothing_after_it() {
+        let text = "fn a() {\n    #[expect(clippy::expect_used, reason = \"b\")]\n    c().expect(\"d\")\n}\nfn e() { f().expect(\"g\") }\n";
+        assert_eq!(
+            found("proxy-user/src/net.rs", text),
+            [(5, "`.expect`".to_owned())]
+        );
     }
 
     #[test]

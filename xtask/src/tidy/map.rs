@@ -118,7 +118,7 @@ mod tests {
     fn a_map_is_made_from_captions_and_then_found_right() {
         let readme = format!("# Title\n{BEGIN}\n{END}\nThe rest.\n");
         assert_eq!(check(&readme, &planted()).len(), 1);
-        let fixed = rewrite(&readme, &planted()).unwrap();
+        let fixed = rewrite(&readme, &planted()).expect("a map");
         assert_eq!(check(&fixed, &planted()), []);
         assert!(
             fixed.contains("  src/net/                   Sockets and buffers.\n"),
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_caption_that_changed_makes_the_map_wrong() {
-        let fixed = rewrite(&format!("{BEGIN}{END}"), &planted()).unwrap();
+        let fixed = rewrite(&format!("{BEGIN}{END}"), &planted()).expect("a map");
         let mut sources = planted();
         sources[3] = Source::new("proxy-user/src/drain.rs", "//! Something else.\n");
         assert_eq!(

@@ -18,8 +18,10 @@ const ORDER: &[&[&str]] = &[
     &["codec"],
     &["tls"],
     &["route", "policy", "cache", "upstream"],
+    // Above `config`: an offence carries the ban that its rule asks for.
+    &["offload", "report"],
     &["net", "file", "config"],
-    &["offload", "report", "tunable", "message"],
+    &["tunable", "message"],
     &["drain", "metric"],
 ];
 

@@ -21,7 +21,15 @@ impl Source {
     /// Reads `text` as the file of that path.
     pub fn new(path: &str, text: &str) -> Self {
         let code = blank(text);
-        let test_lines = test_lines(&code);
+        // `tests.rs` and what is below `tests/` in a `src` folder is compiled for tests only.
+        let test_lines = if path
+            .split_once("/src/")
+            .is_some_and(|(_, below)| below.ends_with("tests.rs") || below.contains("tests/"))
+        {
+            vec![true; code.lines().count()]
+        } else {
+            test_lines(&code)
+        };
         Self {
             path: path.to_owned(),
             text: text.to_owned(),
@@ -264,6 +272,26 @@ mod tests {
         );
         let lines: Vec<usize> = source.lines().map(|(line, _)| line).collect();
         assert_eq!(lines, [1, 6]);
+    }
+
+    #[test]
+    fn files_of_tests_have_no_other_lines() {
+        for path in [
+            "proxy-user/src/net/tests.rs",
+            "proxy-ebpf/src/packet/tests/nat.rs",
+        ] {
+            assert_eq!(
+                Source::new(path, "fn a() {}\n").lines().count(),
+                0,
+                "{path}"
+            );
+        }
+        assert_eq!(
+            Source::new("tests/src/client.rs", "fn a() {}\n")
+                .lines()
+                .count(),
+            1
+        );
     }
 
     #[test]
