@@ -96,3 +96,6 @@ impl BodyDecoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

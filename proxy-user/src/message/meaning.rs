@@ -92,10 +92,9 @@ impl<'b> Meaning<'b> {
             self.is_chunked = true;
             return Ok(());
         }
-        let is_list_of_known = value
-            .split(|b| *b == b',')
-            .all(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"chunked"));
-        if is_list_of_known || !options(value).all(is_field_name) {
+        let is_chunked_in_other_words =
+            options(value).all(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+        if is_chunked_in_other_words || !options(value).all(is_field_name) {
             return Err(Reject::bad("transfer_encoding"));
         }
         Err(Reject::with(501, "transfer_coding_unknown"))

