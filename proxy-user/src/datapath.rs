@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use proxy_ebpf::abi;
 use serde::{Deserialize, Serialize};
 
-
 pub use attach::{Interface, Kernel, Status, capabilities_missing, down, status};
 pub use plan::Names;
 pub use writer::{Ban, Counts, Writer};
@@ -43,18 +42,35 @@ pub struct Full {
 
 impl Full {
     const fn new(what: &'static str, capacity: u32) -> Self {
-        Self { what, capacity, needed: None }
+        Self {
+            what,
+            capacity,
+            needed: None,
+        }
     }
 }
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, capacity, needed } = self;
+        let Self {
+            what,
+            capacity,
+            needed,
+        } = self;
         match needed {
-            Some(needed) => write!(f, "the kernel half has room for {capacity} {what}, not for {needed}")?,
-            None => write!(f, "the kernel half has no room for more {what}: there are {capacity}")?,
+            Some(needed) => write!(
+                f,
+                "the kernel half has room for {capacity} {what}, not for {needed}"
+            )?,
+            None => write!(
+                f,
+                "the kernel half has no room for more {what}: there are {capacity}"
+            )?,
         }
-        write!(f, "; raise datapath.{what}_max, run `sluice datapath down` and start again")
+        write!(
+            f,
+            "; raise datapath.{what}_max, run `sluice datapath down` and start again"
+        )
     }
 }
 
@@ -75,7 +91,11 @@ fn address(ip: IpAddr) -> abi::Address {
 
 /// An address of the kernel half as the rest of us has it.
 fn ip(address: abi::Address) -> IpAddr {
-    if address.is_v4() { IpAddr::from(address.as_v4()) } else { IpAddr::from(address.0) }
+    if address.is_v4() {
+        IpAddr::from(address.as_v4())
+    } else {
+        IpAddr::from(address.0)
+    }
 }
 
 /// A port as the kernel half has it.
@@ -86,6 +106,9 @@ fn port(port: u16) -> [u8; 2] {
 /// CLOCK_MONOTONIC_COARSE in nanoseconds: the clock of bans, flows and rate cells, on both sides.
 pub fn coarse_now_ns() -> u64 {
     use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |now| (now.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec() as u64))
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
+        (now.tv_sec() as u64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(now.tv_nsec() as u64)
+    })
 }

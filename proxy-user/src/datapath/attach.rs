@@ -80,12 +80,19 @@ impl Kernel {
     ///
     /// # Errors
     /// Each with what was tried and what the operator can do.
-    pub fn up(instance: &str, names: &[String], mode: DatapathMode, tunables: &Tunables) -> Result<Self> {
+    pub fn up(
+        instance: &str,
+        names: &[String],
+        mode: DatapathMode,
+        tunables: &Tunables,
+    ) -> Result<Self> {
         let mut notes = Vec::new();
         mount_bpffs(&mut notes)?;
         let folder = pin_folder(instance);
         let mut network = Network::open().context("open a netlink socket")?;
-        let links = network.links().context("read the interfaces of this host")?;
+        let links = network
+            .links()
+            .context("read the interfaces of this host")?;
         let links = choose_links(&links, names)?;
         // Everything that can be refused is refused before anything is made.
         for link in &links {
@@ -97,7 +104,14 @@ impl Kernel {
         let ebpf = load(&folder, &sizes)?;
         let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?;
         let folder_of = folder.clone();
-        let mut kernel = Self { ebpf, interfaces: Vec::new(), notes, folder: folder_of, groups: BTreeMap::new(), cpus };
+        let mut kernel = Self {
+            ebpf,
+            interfaces: Vec::new(),
+            notes,
+            folder: folder_of,
+            groups: BTreeMap::new(),
+            cpus,
+        };
         kernel.prepare()?;
         detach_others(&folder, &links)?;
         for link in &links {
@@ -109,9 +123,15 @@ impl Kernel {
 
     /// The ABI number, the keys of the flow hash, and no steering of an earlier keeper's sockets.
     fn prepare(&mut self) -> Result<()> {
-        let abi_map = self.ebpf.map_mut(name::ABI).ok_or_else(|| anyhow!("the map abi is missing"))?;
+        let abi_map = self
+            .ebpf
+            .map_mut(name::ABI)
+            .ok_or_else(|| anyhow!("the map abi is missing"))?;
         Array::<_, u32>::try_from(abi_map)?.set(0, abi::ABI, 0)?;
-        let keys = self.ebpf.map_mut(name::HASH_KEYS).ok_or_else(|| anyhow!("the map hash_keys is missing"))?;
+        let keys = self
+            .ebpf
+            .map_mut(name::HASH_KEYS)
+            .ok_or_else(|| anyhow!("the map hash_keys is missing"))?;
         let mut keys = Array::<_, Value<abi::HashKeys>>::try_from(keys)?;
         if keys.get(&0, 0)?.0.keys == [0; 11] {
             let mut random = [0u8; size_of::<abi::HashKeys>()];
@@ -122,22 +142,28 @@ impl Kernel {
             }
             keys.set(0, Value(bytemuck::cast(random)), 0)?;
         }
-        let steer = self.ebpf.map_mut(name::STEER).ok_or_else(|| anyhow!("the map steer is missing"))?;
+        let steer = self
+            .ebpf
+            .map_mut(name::STEER)
+            .ok_or_else(|| anyhow!("the map steer is missing"))?;
         let mut steer = HashMap::<_, Value<abi::SteerKey>, u32>::try_from(steer)?;
         let old: Vec<_> = steer.keys().collect::<Result<_, _>>()?;
         for key in old {
             steer.remove(&key)?;
         }
         for program in [name::INGRESS, name::SELECT] {
-            self.load_program(program)
-                .with_context(|| format!("load the program {program}: the kernel must be Linux 6.1 or later"))?;
+            self.load_program(program).with_context(|| {
+                format!("load the program {program}: the kernel must be Linux 6.1 or later")
+            })?;
         }
         Ok(())
     }
 
     fn load_program(&mut self, program: &str) -> Result<(), ProgramError> {
         let Some(found) = self.ebpf.program_mut(program) else {
-            return Err(ProgramError::InvalidName { name: program.to_owned() });
+            return Err(ProgramError::InvalidName {
+                name: program.to_owned(),
+            });
         };
         match program {
             name::INGRESS => <&mut Xdp>::try_from(found)?.load(),
@@ -146,7 +172,10 @@ impl Kernel {
     }
 
     fn xdp(&mut self) -> Result<&mut Xdp> {
-        let program = self.ebpf.program_mut(name::INGRESS).ok_or_else(|| anyhow!("the program ingress is missing"))?;
+        let program = self
+            .ebpf
+            .program_mut(name::INGRESS)
+            .ok_or_else(|| anyhow!("the program ingress is missing"))?;
         Ok(program.try_into()?)
     }
 
@@ -167,14 +196,24 @@ impl Kernel {
             self.attach_anew(link, mode, &pin)?
         };
         let program = self.xdp()?.info()?.id();
-        let mode = if attached { Mode::Native } else { Mode::Generic };
-        Ok(Interface { name: link.name.clone(), index: link.index, mode, program })
+        let mode = if attached {
+            Mode::Native
+        } else {
+            Mode::Generic
+        };
+        Ok(Interface {
+            name: link.name.clone(),
+            index: link.index,
+            mode,
+            program,
+        })
     }
 
     /// Puts our program into a link that is pinned; `false` where the link has lost its interface.
     fn replace(&mut self, pin: &Path) -> Result<bool> {
         let link = PinnedLink::from_pin(pin).with_context(|| format!("open {}", pin.display()))?;
-        let link = XdpLink::try_from(FdLink::from(link)).with_context(|| format!("{} is no XDP link", pin.display()))?;
+        let link = XdpLink::try_from(FdLink::from(link))
+            .with_context(|| format!("{} is no XDP link", pin.display()))?;
         let xdp = self.xdp()?;
         match xdp.attach_to_link(link) {
             Ok(id) => {
@@ -182,8 +221,14 @@ impl Kernel {
                 drop(FdLink::try_from(xdp.take_link(id)?)?);
                 Ok(true)
             }
-            Err(ProgramError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
-            Err(error) => Err(error).with_context(|| format!("replace the program of {}", pin.display())),
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+            {
+                Ok(false)
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("replace the program of {}", pin.display()))
+            }
         }
     }
 
@@ -215,8 +260,11 @@ impl Kernel {
     fn attach_as(&mut self, link: &Link, mode: XdpMode, pin: &Path) -> Result<()> {
         let xdp = self.xdp()?;
         let id = xdp.attach_to_if_index(link.index, mode)?;
-        let attached = FdLink::try_from(xdp.take_link(id)?).map_err(|error: LinkError| anyhow!(error))?;
-        attached.pin(pin).with_context(|| format!("pin the link of {}", link.name))?;
+        let attached =
+            FdLink::try_from(xdp.take_link(id)?).map_err(|error: LinkError| anyhow!(error))?;
+        attached
+            .pin(pin)
+            .with_context(|| format!("pin the link of {}", link.name))?;
         Ok(())
     }
 
@@ -229,7 +277,10 @@ impl Kernel {
             let map = MapData::from_pin(self.folder.join(map_name))?;
             Ok((map_name.to_owned(), map.fd().as_fd().try_clone_to_owned()?))
         };
-        MAPS.iter().filter(|map| ![name::SOCKETS, name::STEER, name::ABI].contains(map)).map(|map| descriptor(map)).collect()
+        MAPS.iter()
+            .filter(|map| ![name::SOCKETS, name::STEER, name::ABI].contains(map))
+            .map(|map| descriptor(map))
+            .collect()
     }
 
     /// Steers new connections to an address to the socket of the CPU that took the packet. All of `sockets` are one
@@ -238,18 +289,37 @@ impl Kernel {
     /// # Errors
     /// There are too many groups, or the system refuses.
     pub fn steer(&mut self, listener: SocketAddr, sockets: &[(u32, BorrowedFd<'_>)]) -> Result<()> {
-        let Some((_, first)) = sockets.first() else { return Ok(()) };
+        let Some((_, first)) = sockets.first() else {
+            return Ok(());
+        };
         let base = self.group(listener)?;
-        let map = self.ebpf.map_mut(name::SOCKETS).ok_or_else(|| anyhow!("the map sockets is missing"))?;
+        let map = self
+            .ebpf
+            .map_mut(name::SOCKETS)
+            .ok_or_else(|| anyhow!("the map sockets is missing"))?;
         let mut array = ReusePortSockArray::try_from(map)?;
         for (cpu, socket) in sockets.iter().filter(|(cpu, _)| *cpu < self.cpus) {
-            array.set(base + cpu, socket, 0).with_context(|| format!("steer {listener} on CPU {cpu}"))?;
+            array
+                .set(base + cpu, socket, 0)
+                .with_context(|| format!("steer {listener} on CPU {cpu}"))?;
         }
-        let map = self.ebpf.map_mut(name::STEER).ok_or_else(|| anyhow!("the map steer is missing"))?;
-        HashMap::<_, Value<abi::SteerKey>, u32>::try_from(map)?.insert(Value(steer_key(listener)), base, 0)?;
-        let select = self.ebpf.program(name::SELECT).ok_or_else(|| anyhow!("the program select is missing"))?;
+        let map = self
+            .ebpf
+            .map_mut(name::STEER)
+            .ok_or_else(|| anyhow!("the map steer is missing"))?;
+        HashMap::<_, Value<abi::SteerKey>, u32>::try_from(map)?.insert(
+            Value(steer_key(listener)),
+            base,
+            0,
+        )?;
+        let select = self
+            .ebpf
+            .program(name::SELECT)
+            .ok_or_else(|| anyhow!("the program select is missing"))?;
         let select: &SkReuseport = select.try_into()?;
-        select.attach(first).with_context(|| format!("attach the steering of {listener}"))?;
+        select
+            .attach(first)
+            .with_context(|| format!("attach the steering of {listener}"))?;
         Ok(())
     }
 
@@ -269,8 +339,15 @@ impl Kernel {
         if let Some(base) = self.groups.get(&listener) {
             return Ok(*base);
         }
-        let base = (0..abi::size::SOCKETS / self.cpus).map(|n| n * self.cpus).find(|base| !self.groups.values().any(|b| b == base));
-        let base = base.ok_or_else(|| anyhow!("no more than {} addresses can be steered", self.groups.len()))?;
+        let base = (0..abi::size::SOCKETS / self.cpus)
+            .map(|n| n * self.cpus)
+            .find(|base| !self.groups.values().any(|b| b == base));
+        let base = base.ok_or_else(|| {
+            anyhow!(
+                "no more than {} addresses can be steered",
+                self.groups.len()
+            )
+        })?;
         self.groups.insert(listener, base);
         Ok(base)
     }
@@ -294,9 +371,19 @@ fn mount_bpffs(notes: &mut Vec<String>) -> Result<()> {
     if mounted {
         return Ok(());
     }
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, None::<&str>)
-        .with_context(|| format!("mount the BPF file system: run `mount -t bpf bpf {BPFFS}` as root"))?;
-    notes.push(format!("mounted the BPF file system at {BPFFS}: it was not there"));
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .with_context(|| {
+        format!("mount the BPF file system: run `mount -t bpf bpf {BPFFS}` as root")
+    })?;
+    notes.push(format!(
+        "mounted the BPF file system at {BPFFS}: it was not there"
+    ));
     Ok(())
 }
 
@@ -305,17 +392,34 @@ fn choose_links(links: &[Link], names: &[String]) -> Result<Vec<Link>> {
         .iter()
         .map(|name| {
             let found = links.iter().find(|link| link.name == *name).cloned();
-            let known = || links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ");
-            found.ok_or_else(|| anyhow!("datapath.interfaces: there is no interface {name}; there are {}", known()))
+            let known = || {
+                links
+                    .iter()
+                    .map(|link| link.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            found.ok_or_else(|| {
+                anyhow!(
+                    "datapath.interfaces: there is no interface {name}; there are {}",
+                    known()
+                )
+            })
         })
         .collect()
 }
 
 /// Another program on the interface is somebody's, and stays.
 fn refuse_foreign(link: &Link, folder: &Path) -> Result<()> {
-    let Some((id, _)) = link.xdp else { return Ok(()) };
+    let Some((id, _)) = link.xdp else {
+        return Ok(());
+    };
     let ours = PinnedLink::from_pin(folder.join(format!("{LINK_PREFIX}{}", link.index)));
-    if ours.is_ok_and(|ours| FdLink::from(ours).info().is_ok_and(|info| info.program_id() == id)) {
+    if ours.is_ok_and(|ours| {
+        FdLink::from(ours)
+            .info()
+            .is_ok_and(|info| info.program_id() == id)
+    }) {
         return Ok(());
     }
     let owner = owner(link.index).unwrap_or_else(|| program_owner(id));
@@ -330,18 +434,32 @@ fn refuse_foreign(link: &Link, folder: &Path) -> Result<()> {
 /// The instance of ours that has a link there.
 fn owner(index: u32) -> Option<String> {
     let instances = fs::read_dir(Path::new(BPFFS).join("sluice")).ok()?;
-    let pinned = |instance: &fs::DirEntry| instance.path().join(format!("{LINK_PREFIX}{index}")).exists();
+    let pinned = |instance: &fs::DirEntry| {
+        instance
+            .path()
+            .join(format!("{LINK_PREFIX}{index}"))
+            .exists()
+    };
     let name = instances.flatten().find(pinned)?.file_name();
     let name = name.to_string_lossy();
-    Some(format!("that of the Sluice instance {name} (`sluice datapath down --instance {name}` removes it)"))
+    Some(format!(
+        "that of the Sluice instance {name} (`sluice datapath down --instance {name}` removes it)"
+    ))
 }
 
 fn program_owner(id: u32) -> String {
-    let program = aya::programs::loaded_programs().flatten().find(|program| program.id() == id);
+    let program = aya::programs::loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id);
     match program {
         Some(program) => {
-            let name = program.name_as_str().filter(|name| !name.is_empty()).unwrap_or("without a name");
-            let user = program.created_by_uid().map_or(String::new(), |uid| format!(", loaded by uid {uid}"));
+            let name = program
+                .name_as_str()
+                .filter(|name| !name.is_empty())
+                .unwrap_or("without a name");
+            let user = program
+                .created_by_uid()
+                .map_or(String::new(), |uid| format!(", loaded by uid {uid}"));
             format!("program {id} {name}{user}")
         }
         None => format!("program {id}"),
@@ -372,11 +490,16 @@ fn check_pins(folder: &Path, sizes: &BTreeMap<&str, u32>) -> Result<()> {
     let remedy = "run `sluice datapath down`, which ends its flows and bans, and start again";
     let abi_pin = folder.join(name::ABI);
     if abi_pin.exists() {
-        let map = MapData::from_pin(&abi_pin).with_context(|| format!("open {}", abi_pin.display()))?;
+        let map =
+            MapData::from_pin(&abi_pin).with_context(|| format!("open {}", abi_pin.display()))?;
         let pinned = Array::<_, u32>::try_from(aya::maps::Map::Array(map))?.get(&0, 0)?;
         // Zero: whoever made the pins was interrupted before anything could run on them.
         if pinned != abi::ABI && pinned != 0 {
-            bail!("{} holds maps of ABI {pinned}, this is ABI {}: {remedy}", folder.display(), abi::ABI);
+            bail!(
+                "{} holds maps of ABI {pinned}, this is ABI {}: {remedy}",
+                folder.display(),
+                abi::ABI
+            );
         }
     }
     for (map, wanted) in sizes {
@@ -384,9 +507,14 @@ fn check_pins(folder: &Path, sizes: &BTreeMap<&str, u32>) -> Result<()> {
         if !pin.exists() {
             continue;
         }
-        let entries = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?.info()?.max_entries();
+        let entries = MapData::from_pin(&pin)
+            .with_context(|| format!("open {}", pin.display()))?
+            .info()?
+            .max_entries();
         if entries != *wanted {
-            bail!("the pinned map {map} has room for {entries} entries, the tunables say {wanted}: {remedy}");
+            bail!(
+                "the pinned map {map} has room for {entries} entries, the tunables say {wanted}: {remedy}"
+            );
         }
     }
     Ok(())
@@ -401,7 +529,10 @@ fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
         loader.map_max_entries(map, *entries);
     }
     loader.load(proxy_ebpf::object::KERNEL).with_context(|| {
-        format!("make the maps of the kernel half in {}; as root, or with CAP_BPF and CAP_NET_ADMIN", folder.display())
+        format!(
+            "make the maps of the kernel half in {}; as root, or with CAP_BPF and CAP_NET_ADMIN",
+            folder.display()
+        )
     })
 }
 
@@ -441,23 +572,40 @@ pub struct Status {
 /// The pins cannot be read.
 pub fn status(instance: &str) -> Result<Status> {
     let folder = pin_folder(instance);
-    if !folder.join(name::ABI).try_exists().with_context(|| format!("look at {}; run it as root", folder.display()))? {
+    if !folder
+        .join(name::ABI)
+        .try_exists()
+        .with_context(|| format!("look at {}; run it as root", folder.display()))?
+    {
         return Ok(Status::default());
     }
     let links = Network::open()?.links()?;
     let mut interfaces = Vec::new();
     for (index, path) in pinned_links(&folder) {
-        let Some(link) = links.iter().find(|link| link.index == index) else { continue };
-        let pinned = PinnedLink::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        let Some(link) = links.iter().find(|link| link.index == index) else {
+            continue;
+        };
+        let pinned =
+            PinnedLink::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
         let program = FdLink::from(pinned).info()?.program_id();
-        let Some((id, native)) = link.xdp else { continue };
+        let Some((id, native)) = link.xdp else {
+            continue;
+        };
         if id == program {
             let mode = if native { Mode::Native } else { Mode::Generic };
-            interfaces.push(Interface { name: link.name.clone(), index, mode, program });
+            interfaces.push(Interface {
+                name: link.name.clone(),
+                index,
+                mode,
+                program,
+            });
         }
     }
     interfaces.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Status { interfaces, pins: Some(folder) })
+    Ok(Status {
+        interfaces,
+        pins: Some(folder),
+    })
 }
 
 /// Detaches this instance's programs and removes its pins, and nothing else. Answers what was removed.
@@ -472,7 +620,8 @@ pub fn down(instance: &str) -> Result<Status> {
     for path in links.chain(MAPS.iter().map(|map| folder.join(map))) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}; run it as root", path.display()));
+                return Err(error)
+                    .with_context(|| format!("remove {}; run it as root", path.display()));
             }
             _ => {}
         }
@@ -487,8 +636,14 @@ pub fn capabilities_missing() -> Vec<&'static str> {
     const ADMIN: u32 = 21;
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let effective = line
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
     let has = |bit: u32| effective >> bit & 1 == 1;
     let needed = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
-    needed.into_iter().filter(|(bit, _)| !has(*bit) && !(*bit == 39 && has(ADMIN))).map(|(_, name)| name).collect()
+    needed
+        .into_iter()
+        .filter(|(bit, _)| !has(*bit) && !(*bit == 39 && has(ADMIN)))
+        .map(|(_, name)| name)
+        .collect()
 }

@@ -25,19 +25,30 @@ pub struct Maps(pub BTreeMap<String, OwnedFd>);
 
 impl Maps {
     fn take(&mut self, name: &'static str) -> Result<Map> {
-        let descriptor = self.0.remove(name).ok_or_else(|| anyhow!("the map {name} is missing"))?;
+        let descriptor = self
+            .0
+            .remove(name)
+            .ok_or_else(|| anyhow!("the map {name} is missing"))?;
         let data = MapData::from_fd(descriptor).with_context(|| format!("open the map {name}"))?;
         Map::from_map_data(data).with_context(|| format!("open the map {name}"))
     }
 
     /// How many entries a map has room for.
     pub fn entries(&self, name: &'static str) -> Result<u32> {
-        let descriptor = self.0.get(name).ok_or_else(|| anyhow!("the map {name} is missing"))?;
-        Ok(MapData::from_fd(descriptor.try_clone()?)?.info()?.max_entries())
+        let descriptor = self
+            .0
+            .get(name)
+            .ok_or_else(|| anyhow!("the map {name} is missing"))?;
+        Ok(MapData::from_fd(descriptor.try_clone()?)?
+            .info()?
+            .max_entries())
     }
 
     /// A hash map.
-    pub fn table<K: bytemuck::Pod, V: bytemuck::Pod>(&mut self, name: &'static str) -> Result<Table<K, V>> {
+    pub fn table<K: bytemuck::Pod, V: bytemuck::Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Table<K, V>> {
         Table::try_from(self.take(name)?).with_context(|| format!("the map {name}"))
     }
 
@@ -53,7 +64,10 @@ impl Maps {
 
     /// An array as memory.
     pub fn memory(&mut self, name: &'static str) -> Result<Memory> {
-        let descriptor = self.0.remove(name).ok_or_else(|| anyhow!("the map {name} is missing"))?;
+        let descriptor = self
+            .0
+            .remove(name)
+            .ok_or_else(|| anyhow!("the map {name} is missing"))?;
         Memory::map(descriptor).with_context(|| format!("map the map {name} into memory"))
     }
 }
@@ -99,7 +113,12 @@ impl Memory {
 
     /// A copy of `T` from the beginning.
     pub fn read<T: bytemuck::Pod>(&self) -> T {
-        let words: Vec<u64> = self.words().iter().take(size_of::<T>().div_ceil(8)).map(|word| word.load(Relaxed)).collect();
+        let words: Vec<u64> = self
+            .words()
+            .iter()
+            .take(size_of::<T>().div_ceil(8))
+            .map(|word| word.load(Relaxed))
+            .collect();
         let bytes = bytemuck::cast_slice::<u64, u8>(&words);
         bytemuck::pod_read_unaligned(&bytes[..size_of::<T>()])
     }

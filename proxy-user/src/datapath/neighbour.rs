@@ -50,19 +50,33 @@ impl Neighbours {
         endpoints: impl Iterator<Item = IpAddr>,
         now: Instant,
     ) -> io::Result<HashMap<IpAddr, Reach>> {
-        let links: HashMap<u32, Link> = network.links()?.into_iter().map(|link| (link.index, link)).collect();
+        let links: HashMap<u32, Link> = network
+            .links()?
+            .into_iter()
+            .map(|link| (link.index, link))
+            .collect();
         let neighbours = network.neighbours()?;
         let mut changed = HashMap::new();
         for address in endpoints {
             let known = self.known.entry(address).or_default();
-            if known.looked.is_none_or(|at| now.duration_since(at) >= ROUTE_AGE) {
+            if known
+                .looked
+                .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
+            {
                 known.hop = network.next_hop(address)?;
                 known.looked = Some(now);
             }
-            let neighbour = known.hop.and_then(|hop| neighbours.get(&(hop.ifindex, hop.address)).copied());
+            let neighbour = known
+                .hop
+                .and_then(|hop| neighbours.get(&(hop.ifindex, hop.address)).copied());
             let reach = reach(known.hop, neighbour, &links, known.reach);
             let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
-            if known.hop.is_some() && !proven && known.asked.is_none_or(|at| now.duration_since(at) >= ASK_EVERY) {
+            if known.hop.is_some()
+                && !proven
+                && known
+                    .asked
+                    .is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+            {
                 known.asked = Some(now);
                 ask(address);
             }
@@ -76,12 +90,21 @@ impl Neighbours {
 }
 
 /// What is believed now. A neighbour that the kernel merely forgot is believed to be where it was.
-fn reach(hop: Option<NextHop>, neighbour: Option<Neighbour>, links: &HashMap<u32, Link>, before: Reach) -> Reach {
+fn reach(
+    hop: Option<NextHop>,
+    neighbour: Option<Neighbour>,
+    links: &HashMap<u32, Link>,
+    before: Reach,
+) -> Reach {
     let Some((hop, link)) = hop.and_then(|hop| Some((hop, links.get(&hop.ifindex)?))) else {
         return Reach::default();
     };
     match neighbour {
-        Some(Neighbour { mac: Some(mac), .. }) => Reach { ifindex: hop.ifindex, mac, source_mac: link.mac },
+        Some(Neighbour { mac: Some(mac), .. }) => Reach {
+            ifindex: hop.ifindex,
+            mac,
+            source_mac: link.mac,
+        },
         Some(Neighbour { failed: true, .. }) => Reach::default(),
         _ if before.ifindex == hop.ifindex => before,
         _ => Reach::default(),
@@ -90,7 +113,11 @@ fn reach(hop: Option<NextHop>, neighbour: Option<Neighbour>, links: &HashMap<u32
 
 /// Makes the kernel resolve the way to an address. Nobody needs to answer, so failing is no failure.
 fn ask(address: IpAddr) {
-    let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let any: SocketAddr = if address.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
     if let Ok(socket) = UdpSocket::bind(any) {
         let _ = socket.set_nonblocking(true);
         let _ = socket.send_to(&[], (address, DISCARD));
@@ -101,24 +128,44 @@ fn ask(address: IpAddr) {
 mod tests {
     use super::*;
 
-    const HOP: NextHop = NextHop { ifindex: 3, address: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)) };
+    const HOP: NextHop = NextHop {
+        ifindex: 3,
+        address: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
+    };
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     fn links() -> HashMap<u32, Link> {
-        let link = Link { index: 3, name: "eth0".to_owned(), mac: OURS, mtu: 1500, xdp: None };
+        let link = Link {
+            index: 3,
+            name: "eth0".to_owned(),
+            mac: OURS,
+            mtu: 1500,
+            xdp: None,
+        };
         HashMap::from([(3, link)])
     }
 
     fn known(mac: Option<[u8; 6]>, failed: bool) -> Option<Neighbour> {
-        Some(Neighbour { mac, failed, fresh: false })
+        Some(Neighbour {
+            mac,
+            failed,
+            fresh: false,
+        })
     }
 
     #[test]
     fn a_neighbour_is_believed_until_it_fails_or_its_route_moves() {
-        let there = Reach { ifindex: 3, mac: MAC, source_mac: OURS };
+        let there = Reach {
+            ifindex: 3,
+            mac: MAC,
+            source_mac: OURS,
+        };
         let none = Reach::default();
-        assert_eq!(reach(Some(HOP), known(Some(MAC), false), &links(), none), there);
+        assert_eq!(
+            reach(Some(HOP), known(Some(MAC), false), &links(), none),
+            there
+        );
         assert_eq!(reach(Some(HOP), None, &links(), there), there);
         assert_eq!(reach(Some(HOP), known(None, false), &links(), there), there);
         assert_eq!(reach(Some(HOP), known(None, true), &links(), there), none);

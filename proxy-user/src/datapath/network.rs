@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -57,7 +59,10 @@ impl Network {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Every interface.
@@ -74,18 +79,27 @@ impl Network {
     /// # Errors
     /// What the system says.
     pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
-        let answers = self.ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), true)?;
+        let answers = self.ask(
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
+            true,
+        )?;
         let addresses = answers.into_iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewAddress(message) => {
                 // With a peer `Address` is the peer's and `Local` is ours; IPv6 often has `Address` alone.
-                let local = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(ip) => Some(*ip),
-                    _ => None,
-                });
-                let any = message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Address(ip) => Some(*ip),
-                    _ => None,
-                });
+                let local = message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        AddressAttribute::Local(ip) => Some(*ip),
+                        _ => None,
+                    });
+                let any = message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        AddressAttribute::Address(ip) => Some(*ip),
+                        _ => None,
+                    });
                 Some((message.header.index, local.or(any)?))
             }
             _ => None,
@@ -99,12 +113,23 @@ impl Network {
     /// What the system says, apart from "unreachable".
     pub fn next_hop(&mut self, to: IpAddr) -> io::Result<Option<NextHop>> {
         let mut message = RouteMessage::default();
-        message.header.address_family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.address_family = if to.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         message.header.destination_prefix_length = if to.is_ipv4() { 32 } else { 128 };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
+        message
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::from(to)));
         let answers = match self.ask(RouteNetlinkMessage::GetRoute(message), false) {
             Ok(answers) => answers,
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)) => {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES)
+                ) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -117,15 +142,26 @@ impl Network {
     /// # Errors
     /// What the system says.
     pub fn neighbours(&mut self) -> io::Result<HashMap<(u32, IpAddr), Neighbour>> {
-        let answers = self.ask(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()), true)?;
+        let answers = self.ask(
+            RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),
+            true,
+        )?;
         Ok(answers.into_iter().filter_map(neighbour).collect())
     }
 
     /// Sends one request and collects the answers to it.
-    fn ask(&mut self, request: RouteNetlinkMessage, dump: bool) -> io::Result<Vec<RouteNetlinkMessage>> {
+    fn ask(
+        &mut self,
+        request: RouteNetlinkMessage,
+        dump: bool,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::from(request);
-        message.header.flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
+        message.header.flags = if dump {
+            NLM_F_REQUEST | NLM_F_DUMP
+        } else {
+            NLM_F_REQUEST
+        };
         message.header.sequence_number = self.sequence;
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
@@ -137,15 +173,20 @@ impl Network {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let length = (answer.header.length as usize).next_multiple_of(4).clamp(1, rest.len());
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                    .map_err(io::Error::other)?;
+                let length = (answer.header.length as usize)
+                    .next_multiple_of(4)
+                    .clamp(1, rest.len());
                 rest = &rest[length..];
                 if answer.header.sequence_number != self.sequence {
                     continue;
                 }
                 match answer.payload {
                     NetlinkPayload::InnerMessage(inner) => answers.push(inner),
-                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(error.to_io());
+                    }
                     NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok(answers),
                     _ => {}
                 }
@@ -158,8 +199,16 @@ impl Network {
 }
 
 fn link(answer: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = answer else { return None };
-    let mut link = Link { index: message.header.index, name: String::new(), mac: [0; 6], mtu: 0, xdp: None };
+    let RouteNetlinkMessage::NewLink(message) = answer else {
+        return None;
+    };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        mtu: 0,
+        xdp: None,
+    };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -177,16 +226,26 @@ fn xdp_program(xdp: &[LinkXdp]) -> Option<(u32, bool)> {
         LinkXdp::ProgId(id) if *id != 0 => Some(*id),
         _ => None,
     })?;
-    let native = xdp.iter().any(|one| matches!(one, LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware)));
+    let native = xdp.iter().any(|one| {
+        matches!(
+            one,
+            LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware)
+        )
+    });
     Some((id, native))
 }
 
 fn next_hop(answer: RouteNetlinkMessage, to: IpAddr) -> Option<NextHop> {
-    let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+    let RouteNetlinkMessage::NewRoute(message) = answer else {
+        return None;
+    };
     if message.header.kind != RouteType::Unicast {
         return None;
     }
-    let mut hop = NextHop { ifindex: 0, address: to };
+    let mut hop = NextHop {
+        ifindex: 0,
+        address: to,
+    };
     for attribute in message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => hop.ifindex = index,
@@ -199,13 +258,19 @@ fn next_hop(answer: RouteNetlinkMessage, to: IpAddr) -> Option<NextHop> {
 }
 
 fn neighbour(answer: RouteNetlinkMessage) -> Option<((u32, IpAddr), Neighbour)> {
-    let RouteNetlinkMessage::NewNeighbour(message) = answer else { return None };
+    let RouteNetlinkMessage::NewNeighbour(message) = answer else {
+        return None;
+    };
     let mut address = None;
     let mut mac = None;
     for attribute in message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::from(ip)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::from(ip)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                address = Some(IpAddr::from(ip))
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                address = Some(IpAddr::from(ip))
+            }
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok(),
             _ => {}
         }

@@ -20,21 +20,30 @@ pub fn wanted(
     addresses: &[IpAddr],
     is_healthy: impl Fn(usize, SocketAddr) -> bool,
 ) -> Wanted {
-    let mut wanted = Wanted { nat: nat(config, tunables), rules: rules(config), ..Wanted::default() };
+    let mut wanted = Wanted {
+        nat: nat(config, tunables),
+        rules: rules(config),
+        ..Wanted::default()
+    };
     // Only upstreams that a listener forwards to have a ring.
     let mut position = vec![None; config.upstreams.len()];
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
             ListenerMode::Forward { upstream: index } => {
-                let Some(upstream) = config.upstreams.get(*index) else { continue };
+                let Some(upstream) = config.upstreams.get(*index) else {
+                    continue;
+                };
                 Some(*position[*index].get_or_insert_with(|| {
                     let endpoints = upstream.endpoints.iter().map(|endpoint| WantedEndpoint {
                         address: endpoint.address,
                         weight: endpoint.weight,
                         healthy: is_healthy(*index, endpoint.address),
                     });
-                    wanted.upstreams.push(WantedUpstream { name: upstream.name.clone(), endpoints: endpoints.collect() });
+                    wanted.upstreams.push(WantedUpstream {
+                        name: upstream.name.clone(),
+                        endpoints: endpoints.collect(),
+                    });
                     wanted.upstreams.len() - 1
                 }))
             }
@@ -46,7 +55,12 @@ pub fn wanted(
             };
             for ip in expand(address.socket.ip(), addresses) {
                 let address = SocketAddr::new(ip, address.socket.port());
-                wanted.listeners.push(WantedListener { name: listener.name.clone(), address, protocol, upstream });
+                wanted.listeners.push(WantedListener {
+                    name: listener.name.clone(),
+                    address,
+                    protocol,
+                    upstream,
+                });
             }
         }
     }
@@ -59,14 +73,23 @@ fn expand(ip: IpAddr, addresses: &[IpAddr]) -> Vec<IpAddr> {
     if !ip.is_unspecified() {
         return vec![ip];
     }
-    addresses.iter().copied().filter(|address| address.is_ipv4() == ip.is_ipv4()).collect()
+    addresses
+        .iter()
+        .copied()
+        .filter(|address| address.is_ipv4() == ip.is_ipv4())
+        .collect()
 }
 
 /// Where a listener names an address and another stands for all of them, the one that names it is meant, as in Linux.
 fn keep_exact(listeners: &mut Vec<WantedListener>, config: &Config) {
     let named = |name: &str, address: SocketAddr| {
-        let of_name = config.listeners.iter().filter(|listener| listener.name == name);
-        of_name.flat_map(|listener| &listener.addresses).any(|listened| listened.socket == address)
+        let of_name = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.name == name);
+        of_name
+            .flat_map(|listener| &listener.addresses)
+            .any(|listened| listened.socket == address)
     };
     let exact: std::collections::HashSet<_> = listeners
         .iter()
@@ -74,7 +97,8 @@ fn keep_exact(listeners: &mut Vec<WantedListener>, config: &Config) {
         .map(|listener| (listener.address, listener.protocol))
         .collect();
     listeners.retain(|listener| {
-        !exact.contains(&(listener.address, listener.protocol)) || named(&listener.name, listener.address)
+        !exact.contains(&(listener.address, listener.protocol))
+            || named(&listener.name, listener.address)
     });
 }
 
@@ -92,6 +116,12 @@ fn nat(config: &Config, tunables: &Tunables) -> Option<WantedNat> {
 }
 
 fn rules(config: &Config) -> Vec<String> {
-    let bans = |kind: &PolicyKind| matches!(kind, PolicyKind::RateLimit(limit) if limit.ban.is_some());
-    config.policies.iter().filter(|policy| bans(&policy.kind)).map(|policy| policy.name.clone()).collect()
+    let bans =
+        |kind: &PolicyKind| matches!(kind, PolicyKind::RateLimit(limit) if limit.ban.is_some());
+    config
+        .policies
+        .iter()
+        .filter(|policy| bans(&policy.kind))
+        .map(|policy| policy.name.clone())
+        .collect()
 }

@@ -84,7 +84,11 @@ impl Writer {
     ///
     /// # Errors
     /// A map is missing or is not as this version makes it.
-    pub fn open(descriptors: BTreeMap<String, OwnedFd>, names: Names, interfaces: Vec<u32>) -> Result<Self> {
+    pub fn open(
+        descriptors: BTreeMap<String, OwnedFd>,
+        names: Names,
+        interfaces: Vec<u32>,
+    ) -> Result<Self> {
         let mut maps = Maps(descriptors);
         let capacity = Capacity {
             listeners: maps.entries(name::LISTENERS4)? as usize,
@@ -130,11 +134,17 @@ impl Writer {
     fn read_state(&mut self) -> Result<()> {
         for entry in self.listeners4.iter() {
             let (Value(key), Value(listener)) = entry?;
-            self.state.listeners.insert(key_of(IpAddr::from(key.address), key.port, key.protocol), listener);
+            self.state.listeners.insert(
+                key_of(IpAddr::from(key.address), key.port, key.protocol),
+                listener,
+            );
         }
         for entry in self.listeners6.iter() {
             let (Value(key), Value(listener)) = entry?;
-            self.state.listeners.insert(key_of(IpAddr::from(key.address), key.port, key.protocol), listener);
+            self.state.listeners.insert(
+                key_of(IpAddr::from(key.address), key.port, key.protocol),
+                listener,
+            );
         }
         for (id, entry) in (0..).zip(self.upstreams.iter()) {
             let Value(upstream) = entry?;
@@ -145,7 +155,8 @@ impl Writer {
         for (id, entry) in (0..).zip(self.endpoints.iter()) {
             let Value(endpoint) = entry?;
             if endpoint.port != [0; 2] {
-                let address = SocketAddr::new(ip(endpoint.address), u16::from_be_bytes(endpoint.port));
+                let address =
+                    SocketAddr::new(ip(endpoint.address), u16::from_be_bytes(endpoint.port));
                 self.state.endpoints.insert(id, address);
             }
         }
@@ -184,8 +195,15 @@ impl Writer {
 
     /// Addresses of the interfaces that XDP is attached to.
     fn own_addresses(&mut self) -> Result<Vec<IpAddr>> {
-        let addresses = self.network.addresses().context("read the addresses of this host")?;
-        Ok(addresses.into_iter().filter(|(index, _)| self.interfaces.contains(index)).map(|(_, ip)| ip).collect())
+        let addresses = self
+            .network
+            .addresses()
+            .context("read the addresses of this host")?;
+        Ok(addresses
+            .into_iter()
+            .filter(|(index, _)| self.interfaces.contains(index))
+            .map(|(_, ip)| ip)
+            .collect())
     }
 
     fn write(&mut self, write: Write) -> Result<()> {
@@ -194,7 +212,9 @@ impl Writer {
                 let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
                 entry.address = address(at.ip());
                 entry.port = port(at.port());
-                self.endpoints.set(u32::from(id), Value(entry), 0).context("write an endpoint")?;
+                self.endpoints
+                    .set(u32::from(id), Value(entry), 0)
+                    .context("write an endpoint")?;
                 // Traffic of whoever had the id before, in another life of the pins.
                 Ok(reset(&mut self.endpoint_traffic, u32::from(id))?)
             }
@@ -205,7 +225,10 @@ impl Writer {
                 }
                 Ok(())
             }
-            Write::Upstream(id, entry) => self.upstreams.set(id, Value(entry), 0).context("write an upstream"),
+            Write::Upstream(id, entry) => self
+                .upstreams
+                .set(id, Value(entry), 0)
+                .context("write an upstream"),
             Write::Nat(nat) => {
                 self.write_nat(&nat);
                 Ok(())
@@ -241,7 +264,10 @@ impl Writer {
 
     fn write_ports(&self, listener: &BTreeSet<u16>, nat: Option<(u16, u16)>, keep: bool) {
         let nat_ports = nat.into_iter().flat_map(|(first, last)| first..=last);
-        let halves = [(0, bits(listener.iter().copied())), (NAT_PORTS_AT, bits(nat_ports))];
+        let halves = [
+            (0, bits(listener.iter().copied())),
+            (NAT_PORTS_AT, bits(nat_ports)),
+        ];
         for (at, mut words) in halves {
             if keep {
                 for (word, old) in words.iter_mut().zip(&self.ports.words()[at..]) {
@@ -256,12 +282,22 @@ impl Writer {
         let act = "write a listener";
         match key.address {
             IpAddr::V4(v4) => {
-                let key = abi::ListenerKey4 { address: v4.octets(), port: port(key.port), protocol: key.protocol, zero: 0 };
+                let key = abi::ListenerKey4 {
+                    address: v4.octets(),
+                    port: port(key.port),
+                    protocol: key.protocol,
+                    zero: 0,
+                };
                 change(&mut self.listeners4, key, entry).context(act)
             }
             IpAddr::V6(v6) => {
                 let address = v6.octets();
-                let key = abi::ListenerKey6 { address, port: port(key.port), protocol: key.protocol, zero: [0; 5] };
+                let key = abi::ListenerKey6 {
+                    address,
+                    port: port(key.port),
+                    protocol: key.protocol,
+                    zero: [0; 5],
+                };
                 change(&mut self.listeners6, key, entry).context(act)
             }
         }
@@ -276,7 +312,9 @@ impl Writer {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let flow = self.nat_flows.get(&index, 0).map(|Value(flow)| flow).ok();
             let lives = flow.is_some_and(|flow| {
-                flow.key == key && flow.seen_ns > 0 && now_ns.saturating_sub(flow.seen_ns) < flow.idle_ns(&self.state.nat)
+                flow.key == key
+                    && flow.seen_ns > 0
+                    && now_ns.saturating_sub(flow.seen_ns) < flow.idle_ns(&self.state.nat)
             });
             if lives {
                 bail!(
@@ -301,13 +339,16 @@ impl Writer {
     /// # Errors
     /// rtnetlink or a map does not answer.
     pub fn refresh_neighbours(&mut self) -> Result<()> {
-        let addresses: BTreeSet<IpAddr> = self.state.endpoints.values().map(SocketAddr::ip).collect();
+        let addresses: BTreeSet<IpAddr> =
+            self.state.endpoints.values().map(SocketAddr::ip).collect();
         let changed = self
             .neighbours
             .refresh(&mut self.network, addresses.into_iter(), Instant::now())
             .context("read the neighbours of this host")?;
         for (id, at) in &self.state.endpoints {
-            let Some(reach) = changed.get(&at.ip()) else { continue };
+            let Some(reach) = changed.get(&at.ip()) else {
+                continue;
+            };
             let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
             entry.address = address(at.ip());
             entry.port = port(at.port());
@@ -326,8 +367,16 @@ impl Writer {
 
     /// Whether the neighbour of each endpoint is resolved.
     pub fn resolved(&self) -> BTreeMap<SocketAddr, bool> {
-        let resolved = |id: &u16| self.endpoints.get(&u32::from(*id), 0).is_ok_and(|Value(entry)| entry.ifindex != 0);
-        self.state.endpoints.iter().map(|(id, at)| (*at, resolved(id))).collect()
+        let resolved = |id: &u16| {
+            self.endpoints
+                .get(&u32::from(*id), 0)
+                .is_ok_and(|Value(entry)| entry.ifindex != 0)
+        };
+        self.state
+            .endpoints
+            .iter()
+            .map(|(id, at)| (*at, resolved(id)))
+            .collect()
     }
 
     /// Refuses a source until `until_ns` of the coarse clock. `rule` is a policy's name; `None` = the operator.
@@ -336,10 +385,18 @@ impl Writer {
     /// The table is full, or the system refuses the write.
     pub fn ban(&mut self, source: IpAddr, until_ns: u64, rule: Option<&str>) -> Result<()> {
         let key = address(source).ban_key();
-        let rule = rule.and_then(|name| self.state.names.rules.get(name)).copied().unwrap_or(0);
+        let rule = rule
+            .and_then(|name| self.state.names.rules.get(name))
+            .copied()
+            .unwrap_or(0);
         let before = self.bans.get(&Value(key), 0).map(|Value(ban)| ban).ok();
         let dropped = before.map_or(0, |ban| ban.dropped);
-        let ban = abi::Ban { until_ns, rule, zero: 0, dropped };
+        let ban = abi::Ban {
+            until_ns,
+            rule,
+            zero: 0,
+            dropped,
+        };
         let written = self.bans.insert(Value(key), Value(ban), 0);
         if let Err(error) = written {
             if is_full(&error) {
@@ -411,12 +468,23 @@ impl Writer {
     /// # Errors
     /// The system refuses to read.
     pub fn bans(&self) -> Result<Vec<Ban>> {
-        let rules: BTreeMap<u32, &str> = self.state.names.rules.iter().map(|(name, id)| (*id, name.as_str())).collect();
+        let rules: BTreeMap<u32, &str> = self
+            .state
+            .names
+            .rules
+            .iter()
+            .map(|(name, id)| (*id, name.as_str()))
+            .collect();
         let mut bans = Vec::new();
         for entry in self.bans.iter() {
             let (Value(key), Value(ban)) = entry?;
             let rule = rules.get(&ban.rule).copied().unwrap_or(OPERATOR).to_owned();
-            bans.push(Ban { source: ip(key), until_ns: ban.until_ns, rule, dropped: ban.dropped });
+            bans.push(Ban {
+                source: ip(key),
+                until_ns: ban.until_ns,
+                rule,
+                dropped: ban.dropped,
+            });
         }
         bans.sort_by_key(|ban| ban.source);
         Ok(bans)
@@ -427,22 +495,46 @@ impl Writer {
     /// # Errors
     /// The system refuses to read.
     pub fn counts(&mut self) -> Result<Counts> {
-        let mut counts = Counts { bans: self.guard.words()[0].load(std::sync::atomic::Ordering::Relaxed), ..Counts::default() };
+        let mut counts = Counts {
+            bans: self.guard.words()[0].load(std::sync::atomic::Ordering::Relaxed),
+            ..Counts::default()
+        };
         for verdict in Verdict::ALL {
-            counts.verdicts.push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
+            counts
+                .verdicts
+                .push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
         }
-        let listening: BTreeSet<u32> = self.state.listeners.values().map(|listener| listener.id).collect();
-        for (name, id) in self.state.names.listeners.iter().filter(|(_, id)| listening.contains(id)) {
+        let listening: BTreeSet<u32> = self
+            .state
+            .listeners
+            .values()
+            .map(|listener| listener.id)
+            .collect();
+        for (name, id) in self
+            .state
+            .names
+            .listeners
+            .iter()
+            .filter(|(_, id)| listening.contains(id))
+        {
             let traffic = traffic(&self.listener_traffic, *id)?;
-            counts.listeners.push((name.clone(), traffic.packets, traffic.bytes));
+            counts
+                .listeners
+                .push((name.clone(), traffic.packets, traffic.bytes));
         }
         for (id, at) in &self.state.endpoints {
             let traffic = traffic(&self.endpoint_traffic, u32::from(*id))?;
-            counts.endpoints.insert(*at, (traffic.packets, traffic.bytes));
+            counts
+                .endpoints
+                .insert(*at, (traffic.packets, traffic.bytes));
         }
-        counts.rule_drops.push((OPERATOR.to_owned(), sum(&self.rule_drops, 0)?));
+        counts
+            .rule_drops
+            .push((OPERATOR.to_owned(), sum(&self.rule_drops, 0)?));
         for (name, id) in &self.state.names.rules {
-            counts.rule_drops.push((name.clone(), sum(&self.rule_drops, *id)?));
+            counts
+                .rule_drops
+                .push((name.clone(), sum(&self.rule_drops, *id)?));
         }
         counts.flows = self.count_flows();
         Ok(counts)
@@ -462,16 +554,28 @@ impl Writer {
 }
 
 fn key_of(address: IpAddr, port: [u8; 2], protocol: u8) -> Key {
-    Key { address, port: u16::from_be_bytes(port), protocol }
+    Key {
+        address,
+        port: u16::from_be_bytes(port),
+        protocol,
+    }
 }
 
 /// Inserts or removes; what is not there need not be removed.
-fn change<K: bytemuck::Pod, V: bytemuck::Pod>(table: &mut Table<K, V>, key: K, value: Option<V>) -> Result<(), MapError> {
+fn change<K: bytemuck::Pod, V: bytemuck::Pod>(
+    table: &mut Table<K, V>,
+    key: K,
+    value: Option<V>,
+) -> Result<(), MapError> {
     match value {
         Some(value) => table.insert(Value(key), Value(value), 0),
         None => match table.remove(&Value(key)) {
             Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
             other => other,
         },
     }
@@ -489,7 +593,11 @@ fn reset<V: bytemuck::Pod>(counters: &mut Counters<V>, index: u32) -> Result<(),
 }
 
 fn sum(counters: &Counters<u64>, index: u32) -> Result<u64, MapError> {
-    Ok(counters.get(&index, 0)?.iter().map(|Value(count)| count).sum())
+    Ok(counters
+        .get(&index, 0)?
+        .iter()
+        .map(|Value(count)| count)
+        .sum())
 }
 
 fn traffic(counters: &Counters<abi::Traffic>, index: u32) -> Result<abi::Traffic, MapError> {
