@@ -2,6 +2,8 @@
 
 pub mod codec;
 pub mod config;
+pub mod control;
+pub mod datapath;
 pub mod message;
 pub mod metric;
 pub mod net;

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use crate::config::BanRule;
 use crate::metric;
 
 /// Reports of all workers that wait for control. Control looks every few milliseconds.
@@ -18,9 +17,8 @@ pub enum Report {
         source: IpAddr,
         /// Generation of the snapshot that `policy` counts in.
         generation: u64,
-        /// Index into `Config::policies`.
+        /// Index into `Config::policies`; its rule says after how many offences the source is banned.
         policy: usize,
-        ban: BanRule,
     },
     /// A request of `source` was let through as this consumer; `consumer` is any number that two consumers do not share.
     /// Workers may leave most of them out: three different ones in ten minutes are what matters.

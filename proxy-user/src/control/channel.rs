@@ -27,12 +27,19 @@ const HEAD_BYTES: usize = 8;
 ///
 /// # Errors
 /// What `sendmsg(2)` says; `InvalidInput` when the message is too long.
-pub fn send(mut stream: &UnixStream, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub fn send(
+    mut stream: &UnixStream,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut frame = vec![0; HEAD_BYTES];
     serde_json::to_writer(&mut frame, message)?;
     let body_bytes = frame.len() - HEAD_BYTES;
     if body_bytes > FRAME_BYTES_MAX || descriptors.len() > DESCRIPTORS_MAX {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "the message to the other process is too long"));
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "the message to the other process is too long",
+        ));
     }
     frame[..4].copy_from_slice(&(body_bytes as u32).to_ne_bytes());
     frame[4..8].copy_from_slice(&(descriptors.len() as u32).to_ne_bytes());
@@ -40,7 +47,13 @@ pub fn send(mut stream: &UnixStream, message: &impl Serialize, descriptors: &[Bo
     for some in descriptors.chunks(DESCRIPTORS_PER_MESSAGE) {
         let raw: Vec<_> = some.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
-        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            stream.as_raw_fd(),
+            &[IoSlice::new(&[0])],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
     }
     Ok(())
 }
@@ -49,18 +62,30 @@ pub fn send(mut stream: &UnixStream, message: &impl Serialize, descriptors: &[Bo
 ///
 /// # Errors
 /// What `recvmsg(2)` says; `InvalidData` for a frame that is none.
-pub fn receive<T: DeserializeOwned>(mut stream: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: DeserializeOwned>(
+    mut stream: &UnixStream,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut head = [0; HEAD_BYTES];
     match stream.read_exact(&mut head) {
         Ok(()) => {}
-        Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+            ) =>
+        {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     }
     let [a, b, c, d, e, f, g, h] = head;
     let body_bytes = u32::from_ne_bytes([a, b, c, d]) as usize;
     let descriptor_count = u32::from_ne_bytes([e, f, g, h]) as usize;
     if body_bytes > FRAME_BYTES_MAX || descriptor_count > DESCRIPTORS_MAX {
-        return Err(io::Error::new(ErrorKind::InvalidData, "a frame of the other process is too long"));
+        return Err(io::Error::new(
+            ErrorKind::InvalidData,
+            "a frame of the other process is too long",
+        ));
     }
     let mut body = vec![0; body_bytes];
     stream.read_exact(&mut body)?;
@@ -89,11 +114,17 @@ fn receive_descriptors(stream: &UnixStream, descriptors: &mut Vec<OwnedFd>) -> i
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = message {
             // SAFETY: the kernel has just made these descriptors for us; nobody else owns them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            descriptors.extend(
+                raw.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
         }
     }
     if descriptors.len() == before {
-        return Err(io::Error::new(ErrorKind::InvalidData, "descriptors were announced but did not come"));
+        return Err(io::Error::new(
+            ErrorKind::InvalidData,
+            "descriptors were announced but did not come",
+        ));
     }
     Ok(())
 }
@@ -109,7 +140,9 @@ mod tests {
         let (ours, theirs) = UnixStream::pair()?;
         let sender = std::thread::spawn(move || -> io::Result<()> {
             for round in 0..3usize {
-                let files: Vec<_> = (0..round * 230).map(|_| tempfile::tempfile()).collect::<io::Result<_>>()?;
+                let files: Vec<_> = (0..round * 230)
+                    .map(|_| tempfile::tempfile())
+                    .collect::<io::Result<_>>()?;
                 for (n, mut file) in files.iter().enumerate() {
                     file.write_all(format!("{round}:{n}").as_bytes())?;
                 }
@@ -141,7 +174,10 @@ mod tests {
     fn a_frame_that_claims_too_much_is_refused() -> io::Result<()> {
         let (mut ours, theirs) = UnixStream::pair()?;
         ours.write_all(&[0xff; HEAD_BYTES])?;
-        assert_eq!(receive::<()>(&theirs).err().map(|e| e.kind()), Some(ErrorKind::InvalidData));
+        assert_eq!(
+            receive::<()>(&theirs).err().map(|e| e.kind()),
+            Some(ErrorKind::InvalidData)
+        );
         Ok(())
     }
 

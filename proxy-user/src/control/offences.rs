@@ -53,17 +53,29 @@ impl Offences {
         let window = match self.windows.entry((source, rule)) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(_) if watched >= SOURCES_MAX => return Judgement::Wait,
-            Entry::Vacant(entry) => entry.insert(Window { end: now + ban.duration, count: 0, judged: false }),
+            Entry::Vacant(entry) => entry.insert(Window {
+                end: now + ban.duration,
+                count: 0,
+                judged: false,
+            }),
         };
         if now >= window.end {
-            *window = Window { end: now + ban.duration, count: 0, judged: false };
+            *window = Window {
+                end: now + ban.duration,
+                count: 0,
+                judged: false,
+            };
         }
         window.count += 1;
         if window.judged || window.count < ban.after {
             return Judgement::Wait;
         }
         window.judged = true;
-        if self.hides_many(source, now) { Judgement::Spare } else { Judgement::Ban }
+        if self.hides_many(source, now) {
+            Judgement::Spare
+        } else {
+            Judgement::Ban
+        }
     }
 
     /// Notes that a request of `source` was let through as `consumer`.
@@ -74,7 +86,9 @@ impl Offences {
             return;
         }
         let seen = self.identities.entry(source).or_default();
-        let same = seen.iter().position(|one| one.is_some_and(|(known, _)| known == consumer));
+        let same = seen
+            .iter()
+            .position(|one| one.is_some_and(|(known, _)| known == consumer));
         // The same one again, or the place of the one that was seen longest ago (`None` is the longest).
         let place = same.or_else(|| (0..IDENTITIES).min_by_key(|n| seen[*n].map(|(_, at)| at)));
         if let Some(place) = place {
@@ -83,19 +97,28 @@ impl Offences {
     }
 
     fn hides_many(&self, source: IpAddr, now: Instant) -> bool {
-        let recent = |one: &Option<(u64, Instant)>| one.is_some_and(|(_, at)| now.duration_since(at) < IDENTITY_AGE);
-        self.identities.get(&source).is_some_and(|seen| seen.iter().all(recent))
+        let recent = |one: &Option<(u64, Instant)>| {
+            one.is_some_and(|(_, at)| now.duration_since(at) < IDENTITY_AGE)
+        };
+        self.identities
+            .get(&source)
+            .is_some_and(|seen| seen.iter().all(recent))
     }
 
     /// Forgets what has passed, at most once a second.
     fn sweep(&mut self, now: Instant) {
-        if self.swept.is_some_and(|at| now.duration_since(at) < Duration::from_secs(1)) {
+        if self
+            .swept
+            .is_some_and(|at| now.duration_since(at) < Duration::from_secs(1))
+        {
             return;
         }
         self.swept = Some(now);
         self.windows.retain(|_, window| window.end > now);
         self.identities.retain(|_, seen| {
-            seen.iter().flatten().any(|(_, at)| now.duration_since(*at) < IDENTITY_AGE)
+            seen.iter()
+                .flatten()
+                .any(|(_, at)| now.duration_since(*at) < IDENTITY_AGE)
         });
     }
 }
@@ -115,7 +138,10 @@ pub fn ban_key(source: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    const RULE: BanRule = BanRule { after: 3, duration: Duration::from_secs(60) };
+    const RULE: BanRule = BanRule {
+        after: 3,
+        duration: Duration::from_secs(60),
+    };
 
     fn source(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
@@ -125,7 +151,9 @@ mod tests {
     fn the_offence_that_reaches_the_limit_bans_once() {
         let mut offences = Offences::default();
         let now = Instant::now();
-        let judged: Vec<_> = (0..5).map(|_| offences.offence(source(1), 1, RULE, now)).collect();
+        let judged: Vec<_> = (0..5)
+            .map(|_| offences.offence(source(1), 1, RULE, now))
+            .collect();
         use Judgement::{Ban, Wait};
         assert_eq!(judged, [Wait, Wait, Ban, Wait, Wait]);
         assert_eq!(offences.offence(source(2), 1, RULE, now), Wait);
@@ -146,7 +174,9 @@ mod tests {
         let mut offences = Offences::default();
         let now = Instant::now();
         let bans = |offences: &mut Offences, now| {
-            (0..3).filter(|_| offences.offence(source(1), 1, RULE, now) == Judgement::Ban).count()
+            (0..3)
+                .filter(|_| offences.offence(source(1), 1, RULE, now) == Judgement::Ban)
+                .count()
         };
         assert_eq!(bans(&mut offences, now), 1);
         assert_eq!(bans(&mut offences, now + Duration::from_secs(61)), 1);
@@ -155,13 +185,19 @@ mod tests {
     #[test]
     fn an_address_with_three_users_is_spared_and_with_two_it_is_not() {
         let now = Instant::now();
-        for (users, expected) in [(2, Judgement::Ban), (3, Judgement::Spare), (9, Judgement::Spare)] {
+        for (users, expected) in [
+            (2, Judgement::Ban),
+            (3, Judgement::Spare),
+            (9, Judgement::Spare),
+        ] {
             let mut offences = Offences::default();
             for consumer in 0..users {
                 offences.identity(source(1), consumer, now);
                 offences.identity(source(1), consumer, now);
             }
-            let last = (0..3).map(|_| offences.offence(source(1), 1, RULE, now)).last();
+            let last = (0..3)
+                .map(|_| offences.offence(source(1), 1, RULE, now))
+                .last();
             assert_eq!(last, Some(expected), "{users} users");
         }
     }
@@ -175,7 +211,9 @@ mod tests {
         }
         let now = start + Duration::from_secs(660);
         offences.identity(source(1), 0, now);
-        let last = (0..3).map(|_| offences.offence(source(1), 1, RULE, now)).last();
+        let last = (0..3)
+            .map(|_| offences.offence(source(1), 1, RULE, now))
+            .last();
         assert_eq!(last, Some(Judgement::Ban));
     }
 
@@ -201,6 +239,9 @@ mod tests {
             offences.offence(IpAddr::from(n.to_be_bytes()), 1, RULE, now);
             offences.identity(IpAddr::from(n.to_be_bytes()), 1, now);
         }
-        assert_eq!((offences.windows.len(), offences.identities.len()), (SOURCES_MAX, SOURCES_MAX));
+        assert_eq!(
+            (offences.windows.len(), offences.identities.len()),
+            (SOURCES_MAX, SOURCES_MAX)
+        );
     }
 }

@@ -100,18 +100,27 @@ pub enum Write {
     /// An endpoint without a neighbour yet.
     Endpoint(u16, SocketAddr),
     /// Slots from the beginning of a page on.
-    Ring { page: u32, slots: Vec<u16> },
+    Ring {
+        page: u32,
+        slots: Vec<u16>,
+    },
     Upstream(u32, abi::Upstream),
     /// NAT with its cursors left as they are.
     Nat(Box<abi::Nat>),
     /// Bits of these ports, in addition to those that are set.
-    AddPorts { listener: BTreeSet<u16>, nat: Option<(u16, u16)> },
+    AddPorts {
+        listener: BTreeSet<u16>,
+        nat: Option<(u16, u16)>,
+    },
     /// Counters of a listener begin at 0.
     ResetListener(u32),
     Listener(Key, abi::Listener),
     RemoveListener(Key),
     /// Bits of these ports and of no others.
-    SetPorts { listener: BTreeSet<u16>, nat: Option<(u16, u16)> },
+    SetPorts {
+        listener: BTreeSet<u16>,
+        nat: Option<(u16, u16)>,
+    },
 }
 
 /// Computes the writes from `state` to `wanted`, and the state after them.
@@ -119,7 +128,11 @@ pub enum Write {
 /// # Errors
 /// Something does not fit; then nothing is to be written.
 pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full> {
-    let mut next = Planner { state: state.clone(), writes: Vec::new(), free_later: Vec::new() };
+    let mut next = Planner {
+        state: state.clone(),
+        writes: Vec::new(),
+        free_later: Vec::new(),
+    };
     next.upstreams(state, wanted)?;
     next.nat(wanted)?;
     next.listeners(state, wanted)?;
@@ -138,9 +151,19 @@ impl Planner {
     /// Endpoints, then rings, then upstreams: each before what points at it.
     fn upstreams(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
         let in_use: BTreeSet<u32> = before.upstreams.keys().copied().collect();
-        let names: Vec<&str> = wanted.upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+        let names: Vec<&str> = wanted
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.name.as_str())
+            .collect();
         let capacity = self.state.capacity.upstreams;
-        assign(&mut self.state.names.upstreams, &names, 1..capacity, &in_use).ok_or(Full::new("upstreams", capacity))?;
+        assign(
+            &mut self.state.names.upstreams,
+            &names,
+            1..capacity,
+            &in_use,
+        )
+        .ok_or(Full::new("upstreams", capacity))?;
 
         let mut rings = Vec::new();
         for upstream in &wanted.upstreams {
@@ -171,12 +194,20 @@ impl Planner {
     /// The slots of an upstream's ring; its endpoints get ids.
     fn ring(&mut self, upstream: &WantedUpstream) -> Result<Vec<u16>, Full> {
         // Where none is healthy all are tried: whichever comes back first then serves at once.
-        let none = !upstream.endpoints.iter().any(|endpoint| endpoint.healthy && endpoint.weight > 0);
+        let none = !upstream
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.healthy && endpoint.weight > 0);
         let mut members = Vec::new();
         for endpoint in &upstream.endpoints {
             let id = self.endpoint(endpoint.address)?;
             if endpoint.healthy || none {
-                members.push(Member::new(id, address(endpoint.address.ip()), port(endpoint.address.port()), endpoint.weight));
+                members.push(Member::new(
+                    id,
+                    address(endpoint.address.ip()),
+                    port(endpoint.address.port()),
+                    endpoint.weight,
+                ));
             }
         }
         // The size follows from what is configured, not from what is healthy: health must not move other slots.
@@ -187,7 +218,11 @@ impl Planner {
 
     /// The id of an endpoint. Ids are never given to another address: flows that nobody ended may still use them.
     fn endpoint(&mut self, address: SocketAddr) -> Result<u16, Full> {
-        let known = self.state.endpoints.iter().find(|(_, known)| **known == address);
+        let known = self
+            .state
+            .endpoints
+            .iter()
+            .find(|(_, known)| **known == address);
         if let Some((id, _)) = known {
             return Ok(*id);
         }
@@ -219,16 +254,26 @@ impl Planner {
             }
             first = first.max(page + count);
         }
-        if first + pages > capacity { Err(Full::new("ring_pages", capacity)) } else { Ok(first) }
+        if first + pages > capacity {
+            Err(Full::new("ring_pages", capacity))
+        } else {
+            Ok(first)
+        }
     }
 
     fn nat(&mut self, wanted: &Wanted) -> Result<(), Full> {
-        let mut nat = wanted.nat.as_ref().map_or_else(bytemuck::Zeroable::zeroed, encode_nat);
+        let mut nat = wanted
+            .nat
+            .as_ref()
+            .map_or_else(bytemuck::Zeroable::zeroed, encode_nat);
         nat.cursors = self.state.nat.cursors;
         let flows = u64::from(nat.sources_count) * 2 * u64::from(nat.ports);
         let capacity = self.state.capacity.nat_flows;
         if flows > u64::from(capacity) {
-            return Err(Full { needed: Some(flows), ..Full::new("nat_flows", capacity) });
+            return Err(Full {
+                needed: Some(flows),
+                ..Full::new("nat_flows", capacity)
+            });
         }
         if nat != self.state.nat {
             self.state.nat = nat;
@@ -241,11 +286,26 @@ impl Planner {
     fn listeners(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
         let capacity = self.state.capacity.listeners;
         let full = Full::new("listeners", u32::try_from(capacity).unwrap_or(u32::MAX));
-        let in_use: BTreeSet<u32> = before.listeners.values().map(|listener| listener.id).collect();
-        let mut names: Vec<&str> = wanted.listeners.iter().map(|listener| listener.name.as_str()).collect();
+        let in_use: BTreeSet<u32> = before
+            .listeners
+            .values()
+            .map(|listener| listener.id)
+            .collect();
+        let mut names: Vec<&str> = wanted
+            .listeners
+            .iter()
+            .map(|listener| listener.name.as_str())
+            .collect();
         names.dedup();
-        let fresh = assign(&mut self.state.names.listeners, &names, 1..full.capacity, &in_use).ok_or(full.clone())?;
-        self.writes.extend(fresh.into_iter().map(Write::ResetListener));
+        let fresh = assign(
+            &mut self.state.names.listeners,
+            &names,
+            1..full.capacity,
+            &in_use,
+        )
+        .ok_or(full.clone())?;
+        self.writes
+            .extend(fresh.into_iter().map(Write::ResetListener));
 
         let target = self.listener_entries(wanted);
         let v4 = target.keys().filter(|key| key.address.is_ipv4()).count();
@@ -257,18 +317,35 @@ impl Planner {
         if v4 + old(true) > capacity || target.len() - v4 + old(false) > capacity {
             return Err(full);
         }
-        let ports: BTreeSet<u16> = target.keys().map(|key| key.port).filter(|port| *port > 0).collect();
-        let nat = wanted.nat.as_ref().map(|nat| (nat.port_first, nat.port_last));
-        self.writes.push(Write::AddPorts { listener: ports.clone(), nat });
+        let ports: BTreeSet<u16> = target
+            .keys()
+            .map(|key| key.port)
+            .filter(|port| *port > 0)
+            .collect();
+        let nat = wanted
+            .nat
+            .as_ref()
+            .map(|nat| (nat.port_first, nat.port_last));
+        self.writes.push(Write::AddPorts {
+            listener: ports.clone(),
+            nat,
+        });
         for (key, entry) in &target {
             if before.listeners.get(key) != Some(entry) {
                 self.writes.push(Write::Listener(*key, *entry));
             }
         }
-        for key in before.listeners.keys().filter(|key| !target.contains_key(key)) {
+        for key in before
+            .listeners
+            .keys()
+            .filter(|key| !target.contains_key(key))
+        {
             self.writes.push(Write::RemoveListener(*key));
         }
-        self.writes.push(Write::SetPorts { listener: ports, nat });
+        self.writes.push(Write::SetPorts {
+            listener: ports,
+            nat,
+        });
         self.state.listeners = target;
         self.retire_upstreams(wanted);
         Ok(())
@@ -282,36 +359,81 @@ impl Planner {
                 port: listener.address.port(),
                 protocol: listener.protocol,
             };
-            let id = self.state.names.listeners.get(&listener.name).copied().unwrap_or(0);
-            let upstream = listener.upstream.and_then(|index| wanted.upstreams.get(index));
+            let id = self
+                .state
+                .names
+                .listeners
+                .get(&listener.name)
+                .copied()
+                .unwrap_or(0);
+            let upstream = listener
+                .upstream
+                .and_then(|index| wanted.upstreams.get(index));
             let (mode, target) = match upstream {
                 Some(upstream) => (mode::NAT, self.state.names.upstreams[&upstream.name]),
                 None => (mode::SERVE, 0),
             };
-            entries.insert(key, abi::Listener { id, mode, target, zero: 0 });
+            entries.insert(
+                key,
+                abi::Listener {
+                    id,
+                    mode,
+                    target,
+                    zero: 0,
+                },
+            );
         }
-        for (index, source) in wanted.nat.iter().flat_map(|nat| sorted(&nat.sources)).enumerate() {
-            let key = Key { address: source, port: 0, protocol: 0 };
-            entries.insert(key, abi::Listener { id: 0, mode: mode::NAT_RETURN, target: index as u32, zero: 0 });
+        for (index, source) in wanted
+            .nat
+            .iter()
+            .flat_map(|nat| sorted(&nat.sources))
+            .enumerate()
+        {
+            let key = Key {
+                address: source,
+                port: 0,
+                protocol: 0,
+            };
+            entries.insert(
+                key,
+                abi::Listener {
+                    id: 0,
+                    mode: mode::NAT_RETURN,
+                    target: index as u32,
+                    zero: 0,
+                },
+            );
         }
         entries
     }
 
     /// Upstreams that no listener points at any more lose their ring.
     fn retire_upstreams(&mut self, wanted: &Wanted) {
-        let kept: BTreeSet<u32> =
-            wanted.upstreams.iter().filter_map(|upstream| self.state.names.upstreams.get(&upstream.name)).copied().collect();
-        let gone: Vec<u32> = self.state.upstreams.keys().filter(|id| !kept.contains(id)).copied().collect();
+        let kept: BTreeSet<u32> = wanted
+            .upstreams
+            .iter()
+            .filter_map(|upstream| self.state.names.upstreams.get(&upstream.name))
+            .copied()
+            .collect();
+        let gone: Vec<u32> = self
+            .state
+            .upstreams
+            .keys()
+            .filter(|id| !kept.contains(id))
+            .copied()
+            .collect();
         for id in gone {
             self.state.upstreams.remove(&id);
-            self.writes.push(Write::Upstream(id, abi::Upstream { page: 0, slots: 0 }));
+            self.writes
+                .push(Write::Upstream(id, abi::Upstream { page: 0, slots: 0 }));
         }
     }
 
     fn rules(&mut self, wanted: &Wanted) -> Result<(), Full> {
         let names: Vec<&str> = wanted.rules.iter().map(String::as_str).collect();
         let range = 1..abi::size::RULES;
-        assign(&mut self.state.names.rules, &names, range, &BTreeSet::new()).ok_or(Full::new("rules", abi::size::RULES))?;
+        assign(&mut self.state.names.rules, &names, range, &BTreeSet::new())
+            .ok_or(Full::new("rules", abi::size::RULES))?;
         Ok(())
     }
 }
@@ -330,7 +452,9 @@ fn assign(
             continue;
         }
         let taken: BTreeSet<u32> = ids.values().copied().collect();
-        let mut id = range.clone().find(|id| !taken.contains(id) && !in_use.contains(id));
+        let mut id = range
+            .clone()
+            .find(|id| !taken.contains(id) && !in_use.contains(id));
         if id.is_none() {
             ids.retain(|known, _| names.contains(&known.as_str()));
             let taken: BTreeSet<u32> = ids.values().copied().collect();

@@ -8,7 +8,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("io_uring", &["net"]),
     ("tokio_uring", &["file", "control"]),
     ("aya", &["datapath", "offload"]),
-    ("rtnetlink", &["datapath"]),
+    ("netlink_sys", &["datapath"]),
     ("rustls", &["tls"]),
     ("httparse", &["message"]),
     ("h2", &["codec"]),

@@ -35,7 +35,9 @@ impl Model {
                 Write::Nat(nat) => self.nat_ports = nat.ports,
                 Write::AddPorts { listener, .. } => self.ports.extend(listener),
                 Write::SetPorts { listener, .. } => self.ports = listener,
-                Write::ResetListener(id) => assert!(self.listeners.values().all(|listener| listener.id != id)),
+                Write::ResetListener(id) => {
+                    assert!(self.listeners.values().all(|listener| listener.id != id))
+                }
                 Write::Listener(key, entry) => drop(self.listeners.insert(key, entry)),
                 Write::RemoveListener(key) => drop(self.listeners.remove(&key)),
             }
@@ -46,23 +48,43 @@ impl Model {
     /// Whatever a packet can follow leads somewhere.
     fn check(&self, write: &Write) {
         for (key, listener) in &self.listeners {
-            assert!(key.port == 0 || self.ports.contains(&key.port), "{key:?} without its port after {write:?}");
+            assert!(
+                key.port == 0 || self.ports.contains(&key.port),
+                "{key:?} without its port after {write:?}"
+            );
             if listener.mode != mode::NAT {
                 continue;
             }
             let upstream = self.upstreams.get(&listener.target).copied();
-            let upstream = upstream.unwrap_or_else(|| panic!("{key:?} without upstream after {write:?}"));
-            let slots = self.pages.get(&upstream.page).unwrap_or_else(|| panic!("no ring after {write:?}"));
-            assert_eq!(slots.len() as u32, upstream.slots, "a ring of another size after {write:?}");
+            let upstream =
+                upstream.unwrap_or_else(|| panic!("{key:?} without upstream after {write:?}"));
+            let slots = self
+                .pages
+                .get(&upstream.page)
+                .unwrap_or_else(|| panic!("no ring after {write:?}"));
+            assert_eq!(
+                slots.len() as u32,
+                upstream.slots,
+                "a ring of another size after {write:?}"
+            );
             for id in slots.iter().filter(|id| **id != 0) {
-                assert!(self.endpoints.contains(id), "endpoint {id} is not there after {write:?}");
+                assert!(
+                    self.endpoints.contains(id),
+                    "endpoint {id} is not there after {write:?}"
+                );
             }
         }
     }
 }
 
 fn empty() -> State {
-    let capacity = Capacity { listeners: 16, upstreams: 8, endpoints: 1024, ring_pages: 8, nat_flows: 200_000 };
+    let capacity = Capacity {
+        listeners: 16,
+        upstreams: 8,
+        endpoints: 1024,
+        ring_pages: 8,
+        nat_flows: 400_000,
+    };
     State {
         capacity,
         names: Names::default(),
@@ -74,21 +96,36 @@ fn empty() -> State {
 }
 
 fn endpoint(last: u8) -> WantedEndpoint {
-    WantedEndpoint { address: SocketAddr::from(([10, 0, 0, last], 80)), weight: 1, healthy: true }
+    WantedEndpoint {
+        address: SocketAddr::from(([10, 0, 0, last], 80)),
+        weight: 1,
+        healthy: true,
+    }
 }
 
 fn upstream(name: &str, endpoints: impl IntoIterator<Item = u8>) -> WantedUpstream {
-    WantedUpstream { name: name.to_owned(), endpoints: endpoints.into_iter().map(endpoint).collect() }
+    WantedUpstream {
+        name: name.to_owned(),
+        endpoints: endpoints.into_iter().map(endpoint).collect(),
+    }
 }
 
 fn forward(name: &str, port: u16, upstream: usize) -> WantedListener {
     let address = SocketAddr::from(([192, 0, 2, 1], port));
-    WantedListener { name: name.to_owned(), address, protocol: abi::protocol::TCP, upstream: Some(upstream) }
+    WantedListener {
+        name: name.to_owned(),
+        address,
+        protocol: abi::protocol::TCP,
+        upstream: Some(upstream),
+    }
 }
 
 fn nat() -> Option<WantedNat> {
     Some(WantedNat {
-        sources: vec![IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]), IpAddr::from([192, 0, 2, 1])],
+        sources: vec![
+            IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+            IpAddr::from([192, 0, 2, 1]),
+        ],
         port_first: 20_000,
         port_last: 59_999,
         tcp_idle_ns: 1,
@@ -116,7 +153,10 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
         rules: vec!["fair-use".to_owned()],
     };
     // More than 40 endpoints need a larger ring.
-    let three = Wanted { upstreams: vec![upstream("x", 1..60)], ..one.clone() };
+    let three = Wanted {
+        upstreams: vec![upstream("x", 1..60)],
+        ..one.clone()
+    };
     let nothing = Wanted::default();
     let mut model = Model::new();
     let mut state = empty();
@@ -124,7 +164,11 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
         let (writes, next) = planned(&state, wanted);
         model.apply(&writes);
         assert_eq!(model.listeners, next.listeners);
-        let live: BTreeMap<_, _> = model.upstreams.iter().filter(|(_, entry)| entry.slots > 0).collect();
+        let live: BTreeMap<_, _> = model
+            .upstreams
+            .iter()
+            .filter(|(_, entry)| entry.slots > 0)
+            .collect();
         assert_eq!(live, next.upstreams.iter().collect());
         state = next;
     }
@@ -132,19 +176,32 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
 
 #[test]
 fn the_same_again_writes_no_pointer() {
-    let wanted =
-        Wanted { listeners: vec![forward("a", 80, 0)], upstreams: vec![upstream("x", [1, 2])], nat: nat(), rules: vec![] };
+    let wanted = Wanted {
+        listeners: vec![forward("a", 80, 0)],
+        upstreams: vec![upstream("x", [1, 2])],
+        nat: nat(),
+        rules: vec![],
+    };
     let (_, state) = planned(&empty(), &wanted);
     let (writes, again) = planned(&state, &wanted);
     assert_eq!(state, again);
-    let harmless = |write: &Write| matches!(write, Write::Ring { .. } | Write::AddPorts { .. } | Write::SetPorts { .. });
+    let harmless = |write: &Write| {
+        matches!(
+            write,
+            Write::Ring { .. } | Write::AddPorts { .. } | Write::SetPorts { .. }
+        )
+    };
     assert!(writes.iter().all(harmless), "{writes:?}");
 }
 
 #[test]
 fn ids_stay_with_their_names_and_endpoints_over_changes_and_absence() {
     let wanted = |names: &[&str], endpoints: &[u8]| Wanted {
-        listeners: names.iter().enumerate().map(|(n, name)| forward(name, 80 + n as u16, 0)).collect(),
+        listeners: names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| forward(name, 80 + n as u16, 0))
+            .collect(),
         upstreams: vec![upstream("x", endpoints.iter().copied())],
         ..Wanted::default()
     };
@@ -161,29 +218,51 @@ fn ids_stay_with_their_names_and_endpoints_over_changes_and_absence() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_its_name() {
-    let mut wanted = Wanted { nat: nat(), ..Wanted::default() };
+    let mut wanted = Wanted {
+        nat: nat(),
+        ..Wanted::default()
+    };
     let mut small = empty();
     small.capacity.nat_flows = 1000;
-    assert_eq!(plan(&small, &wanted).map_err(|full| (full.what, full.needed)).err(), Some(("nat_flows", Some(160_000))));
+    assert_eq!(
+        plan(&small, &wanted)
+            .map_err(|full| (full.what, full.needed))
+            .err(),
+        Some(("nat_flows", Some(160_000)))
+    );
 
     wanted.nat = None;
     wanted.listeners = (0..17).map(|n| forward("a", 1000 + n, 0)).collect();
     wanted.upstreams = vec![upstream("x", [1])];
-    assert_eq!(plan(&empty(), &wanted).map_err(|full| full.what).err(), Some("listeners"));
+    assert_eq!(
+        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        Some("listeners")
+    );
 
-    wanted.listeners = (0..9).map(|n| forward(&format!("l{n}"), 1000 + n as u16, n)).collect();
+    wanted.listeners = (0..9)
+        .map(|n| forward(&format!("l{n}"), 1000 + n as u16, n))
+        .collect();
     wanted.upstreams = (0..9).map(|n| upstream(&format!("u{n}"), [1])).collect();
-    assert_eq!(plan(&empty(), &wanted).map_err(|full| full.what).err(), Some("upstreams"));
+    assert_eq!(
+        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        Some("upstreams")
+    );
 
     let mut few = empty();
     few.capacity.endpoints = 3;
     wanted.listeners = vec![forward("a", 80, 0)];
     wanted.upstreams = vec![upstream("x", [1, 2, 3])];
-    assert_eq!(plan(&few, &wanted).map_err(|full| full.what).err(), Some("endpoints"));
+    assert_eq!(
+        plan(&few, &wanted).map_err(|full| full.what).err(),
+        Some("endpoints")
+    );
 
     few = empty();
     few.capacity.ring_pages = 0;
-    assert_eq!(plan(&few, &wanted).map_err(|full| full.what).err(), Some("ring_pages"));
+    assert_eq!(
+        plan(&few, &wanted).map_err(|full| full.what).err(),
+        Some("ring_pages")
+    );
 }
 
 #[test]
@@ -193,7 +272,11 @@ fn an_unhealthy_endpoint_leaves_the_ring_and_all_unhealthy_ones_stay() {
         for (endpoint, healthy) in one.endpoints.iter_mut().zip(healthy) {
             endpoint.healthy = healthy;
         }
-        let wanted = Wanted { listeners: vec![forward("a", 80, 0)], upstreams: vec![one], ..Wanted::default() };
+        let wanted = Wanted {
+            listeners: vec![forward("a", 80, 0)],
+            upstreams: vec![one],
+            ..Wanted::default()
+        };
         let (writes, _) = planned(&empty(), &wanted);
         writes.into_iter().find_map(|write| match write {
             Write::Ring { slots, .. } => Some(slots.into_iter().collect::<BTreeSet<u16>>()),
@@ -209,25 +292,52 @@ fn an_unhealthy_endpoint_leaves_the_ring_and_all_unhealthy_ones_stay() {
 fn nat_sources_stand_with_ipv4_first_and_keep_the_cursors() {
     let mut state = empty();
     state.nat.cursors = [7, 8, 9, 10];
-    let (writes, next) = planned(&state, &Wanted { nat: nat(), ..Wanted::default() });
+    let (writes, next) = planned(
+        &state,
+        &Wanted {
+            nat: nat(),
+            ..Wanted::default()
+        },
+    );
     assert_eq!(next.nat.cursors, [7, 8, 9, 10]);
-    assert_eq!((next.nat.sources_count, next.nat.sources_v4, next.nat.ports), (2, 1, 40_000));
+    assert_eq!(
+        (next.nat.sources_count, next.nat.sources_v4, next.nat.ports),
+        (2, 1, 40_000)
+    );
     assert!(next.nat.sources[0].is_v4());
-    let gate = writes.iter().position(|write| matches!(write, Write::Nat(_)));
-    let way_back = writes.iter().position(|write| matches!(write, Write::Listener(..)));
+    let gate = writes
+        .iter()
+        .position(|write| matches!(write, Write::Nat(_)));
+    let way_back = writes
+        .iter()
+        .position(|write| matches!(write, Write::Listener(..)));
     assert!(gate < way_back);
 }
 
 #[test]
 fn flows_survive_a_source_that_is_added_and_nothing_else() {
-    let of = |nat: Option<WantedNat>| planned(&empty(), &Wanted { nat, ..Wanted::default() }).1.nat;
+    let of = |nat: Option<WantedNat>| {
+        planned(
+            &empty(),
+            &Wanted {
+                nat,
+                ..Wanted::default()
+            },
+        )
+        .1
+        .nat
+    };
     let before = of(nat());
     let more = nat().map(|mut nat| {
-        nat.sources.push(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]));
+        nat.sources
+            .push(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 2]));
         nat.tcp_idle_ns = 5;
         nat
     });
-    let other_ports = nat().map(|nat| WantedNat { port_first: 30_000, ..nat });
+    let other_ports = nat().map(|nat| WantedNat {
+        port_first: 30_000,
+        ..nat
+    });
     // A second IPv4 source takes the index of the IPv6 one.
     let moved = nat().map(|mut nat| {
         nat.sources.push(IpAddr::from([192, 0, 2, 2]));

@@ -1,0 +1,3 @@
+//! The only code that changes a running daemon.
+pub mod channel;
+pub mod offences;

@@ -1,0 +1,176 @@
+//! Which MAC leads to an endpoint: the kernel resolves it, we keep asking and note what it found.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use super::network::{Link, Neighbour, Network, NextHop};
+
+/// How long a route is believed.
+const ROUTE_AGE: Duration = Duration::from_secs(10);
+
+/// How often the kernel is asked to confirm a neighbour that it has no proof of. Packets that XDP sends prove nothing
+/// to it, so it would forget one that nobody else talks to.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// The discard port (RFC 863): what is sent there only makes the kernel resolve the neighbour.
+const DISCARD: u16 = 9;
+
+/// How an endpoint is reached. All zero: not yet known, or no longer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    pub ifindex: u32,
+    pub mac: [u8; 6],
+    pub source_mac: [u8; 6],
+}
+
+/// What is known of the way to each endpoint.
+#[derive(Default)]
+pub struct Neighbours {
+    known: HashMap<IpAddr, Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    hop: Option<NextHop>,
+    looked: Option<Instant>,
+    asked: Option<Instant>,
+    reach: Reach,
+}
+
+impl Neighbours {
+    /// Looks at all `endpoints` again; answers those whose reach has changed.
+    ///
+    /// # Errors
+    /// rtnetlink does not answer; what was known stays.
+    pub fn refresh(
+        &mut self,
+        network: &mut Network,
+        endpoints: impl Iterator<Item = IpAddr>,
+        now: Instant,
+    ) -> io::Result<HashMap<IpAddr, Reach>> {
+        let links: HashMap<u32, Link> = network
+            .links()?
+            .into_iter()
+            .map(|link| (link.index, link))
+            .collect();
+        let neighbours = network.neighbours()?;
+        let mut changed = HashMap::new();
+        for address in endpoints {
+            let known = self.known.entry(address).or_default();
+            if known
+                .looked
+                .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
+            {
+                known.hop = network.next_hop(address)?;
+                known.looked = Some(now);
+            }
+            let neighbour = known
+                .hop
+                .and_then(|hop| neighbours.get(&(hop.ifindex, hop.address)).copied());
+            let reach = reach(known.hop, neighbour, &links, known.reach);
+            let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
+            if known.hop.is_some()
+                && !proven
+                && known
+                    .asked
+                    .is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+            {
+                known.asked = Some(now);
+                ask(address);
+            }
+            if reach != known.reach {
+                known.reach = reach;
+                changed.insert(address, reach);
+            }
+        }
+        Ok(changed)
+    }
+}
+
+/// What is believed now. A neighbour that the kernel merely forgot is believed to be where it was.
+fn reach(
+    hop: Option<NextHop>,
+    neighbour: Option<Neighbour>,
+    links: &HashMap<u32, Link>,
+    before: Reach,
+) -> Reach {
+    let Some((hop, link)) = hop.and_then(|hop| Some((hop, links.get(&hop.ifindex)?))) else {
+        return Reach::default();
+    };
+    match neighbour {
+        Some(Neighbour { mac: Some(mac), .. }) => Reach {
+            ifindex: hop.ifindex,
+            mac,
+            source_mac: link.mac,
+        },
+        Some(Neighbour { failed: true, .. }) => Reach::default(),
+        _ if before.ifindex == hop.ifindex => before,
+        _ => Reach::default(),
+    }
+}
+
+/// Makes the kernel resolve the way to an address. Nobody needs to answer, so failing is no failure.
+fn ask(address: IpAddr) {
+    let any: SocketAddr = if address.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
+    if let Ok(socket) = UdpSocket::bind(any) {
+        let _ = socket.set_nonblocking(true);
+        let _ = socket.send_to(&[], (address, DISCARD));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOP: NextHop = NextHop {
+        ifindex: 3,
+        address: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
+    };
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn links() -> HashMap<u32, Link> {
+        let link = Link {
+            index: 3,
+            name: "eth0".to_owned(),
+            mac: OURS,
+            mtu: 1500,
+            xdp: None,
+        };
+        HashMap::from([(3, link)])
+    }
+
+    fn known(mac: Option<[u8; 6]>, failed: bool) -> Option<Neighbour> {
+        Some(Neighbour {
+            mac,
+            failed,
+            fresh: false,
+        })
+    }
+
+    #[test]
+    fn a_neighbour_is_believed_until_it_fails_or_its_route_moves() {
+        let there = Reach {
+            ifindex: 3,
+            mac: MAC,
+            source_mac: OURS,
+        };
+        let none = Reach::default();
+        assert_eq!(
+            reach(Some(HOP), known(Some(MAC), false), &links(), none),
+            there
+        );
+        assert_eq!(reach(Some(HOP), None, &links(), there), there);
+        assert_eq!(reach(Some(HOP), known(None, false), &links(), there), there);
+        assert_eq!(reach(Some(HOP), known(None, true), &links(), there), none);
+        assert_eq!(reach(None, None, &links(), there), none);
+        let moved = NextHop { ifindex: 4, ..HOP };
+        assert_eq!(reach(Some(moved), None, &links(), there), none);
+    }
+}

@@ -1,0 +1,127 @@
+//! From the configuration to what the kernel half shall do.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_ebpf::abi::protocol;
+
+use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
+use crate::config::{Config, ListenerMode, PolicyKind, Protocol};
+use crate::tunable::Tunables;
+
+/// A TCP flow that was never answered, or was closed, keeps its port so long: two retransmitted SYNs, or TIME_WAIT's
+/// usual half minute, whichever is shorter.
+const TCP_BRIEF_NS: u64 = 20_000_000_000;
+
+/// What `config` asks of the kernel half. `is_healthy` is asked for each endpoint; `addresses` are those of the
+/// interfaces that XDP is attached to, which a listener on all addresses stands for.
+pub fn wanted(
+    config: &Config,
+    tunables: &Tunables,
+    addresses: &[IpAddr],
+    is_healthy: impl Fn(usize, SocketAddr) -> bool,
+) -> Wanted {
+    let mut wanted = Wanted {
+        nat: nat(config, tunables),
+        rules: rules(config),
+        ..Wanted::default()
+    };
+    // Only upstreams that a listener forwards to have a ring.
+    let mut position = vec![None; config.upstreams.len()];
+    for listener in &config.listeners {
+        let upstream = match &listener.mode {
+            ListenerMode::Serve { .. } => None,
+            ListenerMode::Forward { upstream: index } => {
+                let Some(upstream) = config.upstreams.get(*index) else {
+                    continue;
+                };
+                Some(*position[*index].get_or_insert_with(|| {
+                    let endpoints = upstream.endpoints.iter().map(|endpoint| WantedEndpoint {
+                        address: endpoint.address,
+                        weight: endpoint.weight,
+                        healthy: is_healthy(*index, endpoint.address),
+                    });
+                    wanted.upstreams.push(WantedUpstream {
+                        name: upstream.name.clone(),
+                        endpoints: endpoints.collect(),
+                    });
+                    wanted.upstreams.len() - 1
+                }))
+            }
+        };
+        for address in &listener.addresses {
+            let protocol = match address.protocol {
+                Protocol::Tcp => protocol::TCP,
+                Protocol::Udp => protocol::UDP,
+            };
+            for ip in expand(address.socket.ip(), addresses) {
+                let address = SocketAddr::new(ip, address.socket.port());
+                wanted.listeners.push(WantedListener {
+                    name: listener.name.clone(),
+                    address,
+                    protocol,
+                    upstream,
+                });
+            }
+        }
+    }
+    keep_exact(&mut wanted.listeners, config);
+    wanted
+}
+
+/// The unspecified address stands for every address of its family.
+fn expand(ip: IpAddr, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    if !ip.is_unspecified() {
+        return vec![ip];
+    }
+    addresses
+        .iter()
+        .copied()
+        .filter(|address| address.is_ipv4() == ip.is_ipv4())
+        .collect()
+}
+
+/// Where a listener names an address and another stands for all of them, the one that names it is meant, as in Linux.
+fn keep_exact(listeners: &mut Vec<WantedListener>, config: &Config) {
+    let named = |name: &str, address: SocketAddr| {
+        let of_name = config
+            .listeners
+            .iter()
+            .filter(|listener| listener.name == name);
+        of_name
+            .flat_map(|listener| &listener.addresses)
+            .any(|listened| listened.socket == address)
+    };
+    let exact: std::collections::HashSet<_> = listeners
+        .iter()
+        .filter(|listener| named(&listener.name, listener.address))
+        .map(|listener| (listener.address, listener.protocol))
+        .collect();
+    listeners.retain(|listener| {
+        !exact.contains(&(listener.address, listener.protocol))
+            || named(&listener.name, listener.address)
+    });
+}
+
+fn nat(config: &Config, tunables: &Tunables) -> Option<WantedNat> {
+    let ns = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let tcp_idle_ns = ns(tunables.flow.tcp_idle_timeout);
+    config.datapath.nat.as_ref().map(|nat| WantedNat {
+        sources: nat.source.clone(),
+        port_first: nat.ports.0,
+        port_last: nat.ports.1,
+        tcp_idle_ns,
+        tcp_brief_ns: TCP_BRIEF_NS.min(tcp_idle_ns),
+        udp_idle_ns: ns(tunables.flow.udp_idle_timeout),
+    })
+}
+
+fn rules(config: &Config) -> Vec<String> {
+    let bans =
+        |kind: &PolicyKind| matches!(kind, PolicyKind::RateLimit(limit) if limit.ban.is_some());
+    config
+        .policies
+        .iter()
+        .filter(|policy| bans(&policy.kind))
+        .map(|policy| policy.name.clone())
+        .collect()
+}
