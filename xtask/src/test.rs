@@ -12,9 +12,9 @@ use crate::{build, say, setup, tidy, tree};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Leaves out the demo at the end
+    /// Runs the demo at the end; it fails until `sluice run` exists
     #[arg(long)]
-    without_demo: bool,
+    with_demo: bool,
 }
 
 /// Tests that ran, as their runners count them; a check that is no test runner counts as one.
@@ -56,8 +56,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "Whole proxies in network namespaces",
         &["test", "--package", "tests", "--tests", "--no-fail-fast"],
     );
-    if !arguments.without_demo {
+    if arguments.with_demo {
         count.check("The demo, by its --json", demo);
+    } else {
+        say::section(
+            "The demo is left out: `sluice run` does not exist yet (README, What is not there yet)",
+        );
+        count.skipped += 1;
     }
 
     say::section(&format!("Done in {}", say::since(start)));
