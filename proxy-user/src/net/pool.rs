@@ -115,16 +115,21 @@ impl Pool {
     }
 
     /// Takes over a buffer that a completion named; its first `len` bytes were filled by the kernel.
+    ///
+    /// With less than a quarter left, the bytes are copied out and the buffer is free again at once: connections that nobody
+    /// reads, or whose bytes cannot be sent on, hold memory of their own then, and not what all the others receive with.
     pub(super) fn received(self: &Rc<Self>, buffer: u16, len: usize) -> Chunk {
-        let mut ring = self.ring.borrow_mut();
-        ring.held = ring.held.saturating_sub(1);
+        {
+            let mut ring = self.ring.borrow_mut();
+            ring.held = ring.held.saturating_sub(1);
+        }
         self.shares[usize::from(buffer)].set(1);
-        Chunk::pooled(
-            self.clone(),
-            buffer,
-            self.address(buffer),
-            len.min(self.buffer_bytes as usize),
-        )
+        let len = len.min(self.buffer_bytes as usize);
+        let chunk = Chunk::pooled(self.clone(), buffer, self.address(buffer), len);
+        if self.available() < usize::from(self.buffers / 4) {
+            return Chunk::from(chunk.to_vec());
+        }
+        chunk
     }
 
     /// One more chunk shares the buffer.
@@ -191,6 +196,17 @@ mod tests {
         assert_eq!(pool.available(), 3, "the front half still holds the buffer");
         drop(front);
         assert_eq!(pool.available(), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_quarter_is_not_held_by_anybody() -> io::Result<()> {
+        let pool = Rc::new(Pool::new(8, 4096)?);
+        pool.commit();
+        let held: Vec<Chunk> = (0..8).map(|buffer| pool.received(buffer, 10)).collect();
+        assert_eq!(pool.available(), 2);
+        drop(held);
+        assert_eq!(pool.available(), 8);
         Ok(())
     }
 

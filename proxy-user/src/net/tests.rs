@@ -373,6 +373,35 @@ fn four_buffers_are_enough_for_sixty_four_connections() -> Outcome {
 }
 
 #[test]
+fn connections_that_nobody_reads_do_not_starve_the_others() -> Outcome {
+    let settings = Settings {
+        buffers: 16,
+        buffer_bytes: 512,
+        ..Settings::default()
+    };
+    on_worker(&settings, async {
+        let mut unread = Vec::new();
+        for _ in 0..32 {
+            let (stream, plain) = pair().await?;
+            stream.with_socket(|socket| socket.set_recv_buffer_size(4096))?;
+            // Armed, and then left alone with more than it may keep.
+            assert!(timeout(now(), stream.recv()).await.is_err());
+            plain.set_nonblocking(true)?;
+            let _ = (&plain).write(&pattern(20_000))?;
+            unread.push((stream, plain));
+        }
+        sleep_until(after(20)).await;
+        let (stream, mut plain) = pair().await?;
+        plain.write_all(&pattern(100_000))?;
+        drop(plain);
+        let received = timeout(after(20_000), receive_all(&stream)).await??;
+        assert_eq!(received.len(), 100_000);
+        assert!(unread.iter().all(|(stream, _)| stream.has_input()));
+        Ok(())
+    })
+}
+
+#[test]
 fn a_doorbell_and_a_foreign_waker_reach_a_sleeping_worker() -> Outcome {
     on_worker(&Settings::default(), async {
         let (bell, receiver) = doorbell()?;
