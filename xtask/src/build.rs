@@ -9,7 +9,6 @@ use crate::{say, tree};
 
 /// `target/debug/sluice`, with the kernel half inside.
 pub fn sluice() -> Result<()> {
-    say::section("Build");
     let start = Instant::now();
     say::begin(
         "cargo",

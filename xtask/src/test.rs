@@ -54,7 +54,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     count.check("Build", build::sluice);
     count.tests(
         "Whole proxies in network namespaces",
-        &["test", "--package", "tests", "--tests", "--no-fail-fast"],
+        &[
+            "test",
+            "--package",
+            "tests",
+            "--test",
+            "rig",
+            "--test",
+            "layer4",
+            "--test",
+            "layer7",
+            "--no-fail-fast",
+        ],
     );
     if !arguments.without_demo {
         if build::sluice_runs() {
