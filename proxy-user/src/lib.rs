@@ -1,5 +1,6 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
 
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod control;

@@ -1,2 +1,7 @@
-//! The program.
-fn main() {}
+//! The `sluice` program: arguments to one command, and its exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sluice::cli::run()
+}

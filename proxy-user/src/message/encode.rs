@@ -19,8 +19,8 @@ impl RequestHead {
     /// Appends the head for an HTTP/1.1 origin, framed as [`RequestHead::framing`] says.
     ///
     /// What a client says in `X-Forwarded-*`, `Forwarded` and `X-Real-IP` was dropped by the parse; for, proto and host
-    /// are told by us unless a policy set them. No `Via`: nginx as an origin then stops compressing, and a gateway's
-    /// loops end at `X-Forwarded-For` limits of nobody; HAProxy and nginx leave it out too.
+    /// are told by us unless a policy set them. There is no `Via`, though RFC 9110 section 7.6.3 asks gateways for it:
+    /// nginx as an origin stops compressing where it sees one, and HAProxy and nginx leave it out too.
     pub fn encode(&self, out: &mut Vec<u8>, forward: &Forward<'_>) {
         out.reserve(
             self.fields.encoded_len() + self.path().len() + self.query().map_or(0, str::len) + 512,
