@@ -18,3 +18,4 @@ pub mod process;
 pub mod sandbox;
 pub mod sluice;
 pub mod wait;
+pub mod world;

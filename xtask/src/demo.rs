@@ -33,6 +33,7 @@ pub struct Arguments {
 /// Sets the stage, drives the traffic, tells what happened. An error names whatever was not as it should be.
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::run()?;
+    say::section("Build");
     build::sluice()?;
     // From here on this is another process, and all that it makes ends with it.
     sandbox::enter(Interrupt::IsNoted)?;

@@ -1,0 +1,84 @@
+//! The world of whole-proxy tests: field, origins, certificates, and a Sluice with a configuration of the test program's own.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::certificate::Authority;
+use crate::field::{Field, at};
+use crate::harness::Skip;
+use crate::http::Curl;
+use crate::origin::Origin;
+use crate::sandbox;
+use crate::sluice::{self, Sluice};
+
+/// Everything that a test may touch.
+pub struct World {
+    pub field: Field,
+    pub origins: Vec<Origin>,
+    pub authority: Authority,
+    pub sluice: Sluice,
+    /// Where `sluice.toml` stands.
+    pub folder: PathBuf,
+}
+
+impl World {
+    /// Builds it around the text of a configuration, which finds certificates for `web.test` and `api.test` in `certs`.
+    pub fn build(configuration: &str) -> Result<Self> {
+        let field = Field::build()?;
+        if !can_run(&field)? {
+            return Err(Skip("this sluice has no `run` yet".to_owned()).into());
+        }
+        let origins: Vec<Origin> = field
+            .origins
+            .iter()
+            .map(Origin::start)
+            .collect::<Result<_>>()?;
+        let folder = sandbox::folder("etc")?;
+        let authority = Authority::create(&folder.join("authority"))?;
+        authority.sign(&folder.join("certs"), "web", &["web.test", "api.test"])?;
+        fs::write(folder.join("sluice.toml"), configuration).context("write the configuration")?;
+        let sluice = Sluice::start(&field.edge, &folder.join("sluice.toml"))?;
+        Ok(Self {
+            field,
+            origins,
+            authority,
+            sluice,
+            folder,
+        })
+    }
+
+    /// A curl of the client that trusts our authority and asks `to`, whatever the name.
+    pub fn curl(&self, to: &str) -> Curl {
+        Curl::new(&self.field.client, to).trusting(&self.authority.certificate())
+    }
+
+    /// Writes another configuration in the place of the present one.
+    pub fn write(&self, configuration: &str) -> Result<()> {
+        fs::write(self.folder.join("sluice.toml"), configuration).context("write the configuration")
+    }
+
+    /// What a reader of a failure wants to know.
+    pub fn last_words(&self) -> String {
+        self.sluice.last_words()
+    }
+}
+
+/// `address:port` as a socket address.
+pub fn socket(address: &str, port: u16) -> Result<SocketAddr> {
+    at(address, port)
+        .parse()
+        .with_context(|| format!("{address} and {port} are no address"))
+}
+
+fn can_run(field: &Field) -> Result<bool> {
+    let mut command: Command = sluice::command(&field.edge)?;
+    let asked = command
+        .args(["run", "--help"])
+        .output()
+        .context("ask sluice for its commands")?;
+    Ok(asked.status.success() && String::from_utf8_lossy(&asked.stdout).contains("--config"))
+}

@@ -1,0 +1,168 @@
+//! Layer 4 through whole proxies: packets balanced by XDP, and what becomes of them when the daemon dies.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use rig::client::{Tally, tcp_echo, udp_echo};
+use rig::field::{L4_V4, L4_V6};
+use rig::ledger::Ledger;
+use rig::load::Load;
+use rig::origin::ECHO_PORT;
+use rig::world::{World, socket};
+use rig::{harness, process, tests, wait};
+
+const CONFIGURATION: &str = r#"
+[datapath]
+interfaces = ["client0", "origin1", "origin2", "origin3"]
+mode       = "native"
+nat        = { source = ["10.77.9.1", "fd77:9::1"], ports = "20000-39999" }
+
+[[listener]]
+name    = "echo"
+address = ["203.0.113.20:7000/tcp", "203.0.113.20:7000/udp", "[2001:db8::20]:7000/tcp", "[2001:db8::20]:7000/udp"]
+forward = { upstream = "echo", via = "nat" }
+
+[[upstream]]
+name      = "echo"
+endpoints = [
+    "10.77.1.2:7000", "10.77.2.2:7000", "10.77.3.2:7000",
+    "[fd77:1::2]:7000", "[fd77:2::2]:7000", "[fd77:3::2]:7000",
+]
+"#;
+
+fn main() -> ExitCode {
+    harness::main(
+        || World::build(CONFIGURATION),
+        World::last_words,
+        tests![
+            tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances,
+            every_daemon_thread_has_no_capability,
+            a_daemon_killed_under_load_loses_no_forwarded_packet,
+            a_terminated_keeper_leaves_forwarding_on_and_a_new_one_adopts_it,
+        ],
+    )
+}
+
+fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
+    world: &mut World,
+) -> Result<()> {
+    let ledger = Ledger::open(&world.field, &world.sluice)?;
+    for address in [L4_V4, L4_V6] {
+        let to = socket(address, ECHO_PORT)?;
+        let (tcp, udp) = world.field.client.inside(|| {
+            let (mut tcp, mut udp) = (Tally::default(), Tally::default());
+            for number in 0..60_u8 {
+                tcp.count(tcp_echo(to, 20_000, number));
+                udp.count(udp_echo(to, &[number; 100]));
+            }
+            (tcp, udp)
+        });
+        for tally in [tcp, udp] {
+            tally
+                .expect_no_failure()
+                .with_context(|| address.to_owned())?;
+            ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
+        }
+    }
+    let account = ledger.close(&world.field, &world.sluice)?;
+    ensure!(account.balanced && account.received > 1000, "{account:?}");
+    ensure!(
+        account.verdicts.contains_key("forward") && account.verdicts.contains_key("return"),
+        "{account:?}"
+    );
+    Ok(())
+}
+
+fn every_daemon_thread_has_no_capability(world: &mut World) -> Result<()> {
+    let daemon = world.sluice.daemon()?;
+    let mut threads = 0;
+    for task in fs::read_dir(format!("/proc/{daemon}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let fields: BTreeMap<&str, &str> = status
+            .lines()
+            .filter_map(|line| line.split_once(":\t"))
+            .collect();
+        for name in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            ensure!(
+                fields.get(name) == Some(&"0000000000000000"),
+                "{name} of {:?} is {:?}",
+                fields.get("Name"),
+                fields.get(name)
+            );
+        }
+        ensure!(
+            fields.get("NoNewPrivs") == Some(&"1"),
+            "{:?} may gain privileges",
+            fields.get("Name")
+        );
+        ensure!(
+            !fields
+                .get("Uid")
+                .is_some_and(|ids| ids.split('\t').any(|id| id == "0")),
+            "{:?} is root",
+            fields.get("Name")
+        );
+        threads += 1;
+    }
+    ensure!(
+        threads >= 2,
+        "{threads} threads: a control thread and a worker at least"
+    );
+    Ok(())
+}
+
+fn a_daemon_killed_under_load_loses_no_forwarded_packet(world: &mut World) -> Result<()> {
+    let client = &world.field.client;
+    let datagrams = Load::datagrams(client, socket(L4_V4, ECHO_PORT)?, 4)?;
+    let datagrams6 = Load::datagrams(client, socket(L4_V6, ECHO_PORT)?, 2)?;
+    let streams = Load::streams(client, socket(L4_V4, ECHO_PORT)?, 8)?;
+    datagrams.wait_for(200)?;
+    streams.wait_for(200)?;
+
+    let old = world.sluice.kill_daemon()?;
+    // New connections too are forwarded while there is no daemon.
+    let mut new = Tally::default();
+    for number in 0..50 {
+        new.count(client.inside(|| tcp_echo(socket(L4_V4, ECHO_PORT)?, 4000, number)));
+    }
+    datagrams.wait_for(200)?;
+    world.sluice.wait_for_other_daemon(old)?;
+    datagrams.wait_for(200)?;
+    streams.wait_for(200)?;
+
+    new.expect_no_failure().context("new connections")?;
+    for (what, load) in [
+        ("datagrams", datagrams),
+        ("IPv6 datagrams", datagrams6),
+        ("streams", streams),
+    ] {
+        let tally = load.stop()?;
+        ensure!(tally.tried > 100, "{what}: only {}", tally.tried);
+        tally.expect_no_failure().context(what)?;
+    }
+    Ok(())
+}
+
+fn a_terminated_keeper_leaves_forwarding_on_and_a_new_one_adopts_it(
+    world: &mut World,
+) -> Result<()> {
+    let daemon = world.sluice.daemon()?;
+    let load = Load::streams(&world.field.client, socket(L4_V4, ECHO_PORT)?, 4)?;
+    load.wait_for(100)?;
+    world.sluice.keeper().signal(Signal::SIGTERM)?;
+    let status = world.sluice.keeper().wait(rig::sluice::PATIENCE)?;
+    ensure!(status.success(), "SIGTERM ended it with {status}");
+    wait::until_true("the daemon to end", Duration::from_secs(5), || {
+        !process::runs(daemon)
+    })?;
+    load.wait_for(200)
+        .context("forwarding without any process of ours")?;
+    world.sluice =
+        rig::sluice::Sluice::start(&world.field.edge, &world.folder.join("sluice.toml"))?;
+    load.wait_for(200)?;
+    load.stop()?.expect_no_failure()
+}
