@@ -12,9 +12,9 @@ use crate::{build, say, setup, tidy, tree};
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Runs the demo at the end; it fails until `sluice run` exists
+    /// Leaves out the demo at the end
     #[arg(long)]
-    with_demo: bool,
+    without_demo: bool,
 }
 
 /// Tests that ran, as their runners count them; a check that is no test runner counts as one.
@@ -54,15 +54,29 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     count.check("Build", build::sluice);
     count.tests(
         "Whole proxies in network namespaces",
-        &["test", "--package", "tests", "--tests", "--no-fail-fast"],
+        &[
+            "test",
+            "--package",
+            "tests",
+            "--test",
+            "rig",
+            "--test",
+            "command",
+            "--test",
+            "layer4",
+            "--test",
+            "layer7",
+            "--no-fail-fast",
+        ],
     );
-    if arguments.with_demo {
-        count.check("The demo, by its --json", demo);
-    } else {
-        say::section(
-            "The demo is left out: `sluice run` does not exist yet (README, What is not there yet)",
-        );
-        count.skipped += 1;
+    if !arguments.without_demo {
+        if build::sluice_runs() {
+            count.check("The demo, by its --json", demo);
+        } else {
+            say::section("The demo, by its --json");
+            count.skipped += 1;
+            say::note("skipped: this sluice has no `run` yet, so there is nothing to show");
+        }
     }
 
     say::section(&format!("Done in {}", say::since(start)));
