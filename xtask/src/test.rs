@@ -61,6 +61,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "rig",
             "--test",
+            "command",
+            "--test",
             "layer4",
             "--test",
             "layer7",
