@@ -211,6 +211,21 @@ fn binary() -> Result<PathBuf> {
     if inside.exists() {
         return Ok(inside);
     }
+    let built = built()?;
+    fs::write(&inside, b"").context("make a place for the program")?;
+    mount(
+        Some(&built),
+        &inside,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .context("bind the program into the sandbox")?;
+    Ok(inside)
+}
+
+/// Where the program under test was built: `SLUICE_BIN`, else beside us.
+pub fn built() -> Result<PathBuf> {
     let built = match std::env::var_os("SLUICE_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
@@ -230,16 +245,7 @@ fn binary() -> Result<PathBuf> {
         "{} is not there: cargo build -p proxy-user",
         built.display()
     );
-    fs::write(&inside, b"").context("make a place for the program")?;
-    mount(
-        Some(&built),
-        &inside,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .context("bind the program into the sandbox")?;
-    Ok(inside)
+    Ok(built)
 }
 
 impl Metrics {
