@@ -11,6 +11,8 @@ pub mod offload;
 pub mod policy;
 pub mod report;
 pub mod route;
+pub mod snapshot;
 pub mod tls;
 pub mod tunable;
 pub mod upstream;
+pub mod worker;
