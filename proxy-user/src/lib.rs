@@ -1,10 +1,13 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
 
+pub mod admin;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod message;
+pub mod keeper;
 pub mod metric;
 pub mod net;
 pub mod offload;

@@ -1,2 +1,5 @@
-//! The program.
-fn main() {}
+//! The program: everything is in `cli`.
+
+fn main() -> std::process::ExitCode {
+    sluice::cli::main()
+}
