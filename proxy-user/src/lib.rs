@@ -1,10 +1,12 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
 
+pub mod admin;
 pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod control;
 pub mod datapath;
+pub mod keeper;
 pub mod message;
 pub mod metric;
 pub mod net;
@@ -12,6 +14,8 @@ pub mod offload;
 pub mod policy;
 pub mod report;
 pub mod route;
+pub mod snapshot;
 pub mod tls;
 pub mod tunable;
 pub mod upstream;
+pub mod worker;

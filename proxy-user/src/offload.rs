@@ -1,11 +1,16 @@
-//! What a worker asks of the kernel half: to spend from a rate cell. Plain memory where there is no kernel half.
+//! What a worker asks of the kernel half: to spend from a rate cell, whether a source is banned. Plain memory stands in for it.
+
+mod denied;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
-use proxy_ebpf::bucket::{Rate, Refused, Table, WAYS};
+use proxy_ebpf::bucket::{Table, WAYS};
+
+pub use denied::Denied;
+pub use proxy_ebpf::bucket::{Rate, Refused};
 
 /// The unit in which a cell counts time.
 const UNIT_NS: u64 = 1024;

@@ -272,6 +272,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// The memory of the rate cells.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn cells(&self) -> Result<OwnedFd> {
+        Ok(MapData::from_pin(self.folder.join(name::CELLS))?
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()?)
+    }
+
     /// Copies of the maps' descriptors, by name: for the daemon, which may use them but could not open the pins.
     ///
     /// # Errors
@@ -411,6 +422,18 @@ fn choose_links(links: &[Link], names: &[String]) -> Result<Vec<Link>> {
             })
         })
         .collect()
+}
+
+/// Whether each of the interfaces is free of XDP programs of others; one that does not exist is.
+///
+/// # Errors
+/// One is not: whose program it is, and what to do.
+pub fn foreign_program(instance: &str, names: &[String]) -> Result<()> {
+    let links = Network::open()?.links()?;
+    links
+        .iter()
+        .filter(|link| names.contains(&link.name))
+        .try_for_each(|link| refuse_foreign(link, &pin_folder(instance)))
 }
 
 /// Another program on the interface is somebody's, and stays.

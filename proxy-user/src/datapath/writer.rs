@@ -3,13 +3,11 @@
 mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use aya::maps::MapError;
 use proxy_ebpf::abi::{self, name};
 use proxy_ebpf::verdict::Verdict;
 
