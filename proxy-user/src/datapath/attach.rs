@@ -29,30 +29,6 @@ pub use status::{Status, capabilities_missing, down, status};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Every map that is pinned.
-const MAPS: [&str; 20] = [
-    name::ABI,
-    name::PORTS,
-    name::LISTENERS4,
-    name::LISTENERS6,
-    name::UPSTREAMS,
-    name::RINGS,
-    name::ENDPOINTS,
-    name::HASH_KEYS,
-    name::NAT,
-    name::FLOWS,
-    name::NAT_FLOWS,
-    name::GUARD,
-    name::BANS,
-    name::RULE_DROPS,
-    name::VERDICTS,
-    name::LISTENER_TRAFFIC,
-    name::ENDPOINT_TRAFFIC,
-    name::CELLS,
-    name::STEER,
-    name::SOCKETS,
-];
-
 /// Links are pinned by the index of their interface: bpffs forbids the dots that names may have.
 const LINK_PREFIX: &str = "link_";
 
@@ -292,7 +268,8 @@ impl Kernel {
             let map = MapData::from_pin(self.folder.join(map_name))?;
             Ok((map_name.to_owned(), map.fd().as_fd().try_clone_to_owned()?))
         };
-        MAPS.iter()
+        name::MAPS
+            .iter()
             .filter(|map| ![name::SOCKETS, name::STEER, name::ABI].contains(map))
             .map(|map| descriptor(map))
             .collect()
@@ -549,7 +526,7 @@ fn check_pins(folder: &Path, sizes: &BTreeMap<&str, u32>) -> Result<()> {
 
 fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    for map in MAPS {
+    for map in name::MAPS {
         loader.map_pin_path(map, folder.join(map));
     }
     for (map, entries) in sizes {

@@ -9,6 +9,7 @@ use super::{Control, is_healthy};
 use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
+use crate::datapath::Writer;
 use crate::report::{self, Report};
 use crate::worker;
 
@@ -131,11 +132,17 @@ impl Control {
                 answer.reason
             ),
         }
-        if let Some(datapath) = &mut self.datapath {
-            let healthy = |upstream, address| is_healthy(&snapshot, upstream, address);
-            if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
-                log::error!("the rings keep their endpoints: {error:#}");
-            }
+        self.choose_endpoints();
+    }
+
+    /// Lets the kernel half forward to the endpoints that are healthy and reached now.
+    fn choose_endpoints(&mut self) {
+        let (Some(datapath), Some(snapshot)) = (&mut self.datapath, &self.snapshot) else {
+            return;
+        };
+        let healthy = |upstream, address| is_healthy(snapshot, upstream, address);
+        if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
+            log::error!("the rings keep their endpoints: {error:#}");
         }
     }
 
@@ -144,10 +151,10 @@ impl Control {
         if let Err(error) = self.bans.sweep(self.datapath.as_mut()) {
             log::error!("cannot end bans that are over: {error:#}");
         }
-        if let Some(datapath) = &mut self.datapath
-            && let Err(error) = datapath.refresh_neighbours()
-        {
-            log::error!("cannot refresh neighbours: {error:#}");
+        match self.datapath.as_mut().map(Writer::refresh_neighbours) {
+            Some(Ok(true)) => self.choose_endpoints(),
+            Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),
+            Some(Ok(false)) | None => {}
         }
     }
 }
