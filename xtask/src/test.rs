@@ -63,6 +63,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "command",
             "--test",
+            "host",
+            "--test",
             "layer4",
             "--test",
             "layer7",
