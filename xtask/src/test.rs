@@ -65,6 +65,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "host",
             "--test",
+            "keeper",
+            "--test",
             "layer4",
             "--test",
             "layer7",
