@@ -1,5 +1,6 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
 
+pub mod admin;
 pub mod call;
 pub mod cli;
 pub mod codec;
@@ -9,6 +10,7 @@ pub mod control;
 pub mod datapath;
 pub mod drain;
 pub mod exchange;
+pub mod keeper;
 pub mod listener;
 pub mod message;
 pub mod metric;
