@@ -58,19 +58,15 @@ pub(super) async fn relay(
     };
     match done {
         Ok(keep_alive) => settle(exchange, body, keep_alive).await,
-        Err(failure) if exchange.status.get() == 0 => {
-            let next = exchange.reply(failure.reply(), request, body).await;
-            // Where a body broke off nothing can be found behind it.
-            if matches!(failure, Failure::Request(_)) {
-                Next::Close
-            } else {
-                next
-            }
-        }
-        Err(failure) => {
+        Err(failure) if exchange.status.get() > 0 => {
             exchange.gateway.metrics().reject(failure.reply().reason);
             Next::Abort
         }
+        // Where a body broke off nothing can be found behind it.
+        Err(failure @ Failure::Request(_)) => {
+            exchange.refuse(&failure.reply(), Some(request)).await
+        }
+        Err(failure) => exchange.reply(failure.reply(), request, body).await,
     }
 }
 

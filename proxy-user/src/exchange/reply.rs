@@ -13,6 +13,11 @@ impl Exchange<'_> {
             HeadError::Late => Reply::new(408, "head_timeout"),
             HeadError::Refused(reject) => Reply::from(reject),
         };
+        self.refuse(&reply, None).await
+    }
+
+    /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
+    pub(super) async fn refuse(&self, reply: &Reply, request: Option<&RequestHead>) -> Next {
         self.gateway.metrics().reject(reply.reason);
         let mut bytes = Vec::new();
         reply.encode(
@@ -20,8 +25,8 @@ impl Exchange<'_> {
             &Delivery {
                 date: &self.gateway.date(),
                 keep_alive: false,
-                is_http10: false,
-                is_head: false,
+                is_http10: request.is_some_and(RequestHead::is_http10),
+                is_head: request.is_some_and(|request| request.method() == Method::Head),
             },
         );
         self.send(reply.status, bytes).await;
