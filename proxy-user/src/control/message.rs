@@ -56,6 +56,8 @@ pub struct Start {
     pub restarts: u64,
     /// Rate cells in the memory that comes beside.
     pub cells: usize,
+    /// What their keys are hashed with: secret, and as old as the keeper.
+    pub cells_seed: u64,
     /// Where XDP is attached; empty without a datapath.
     pub interfaces: Vec<Interface>,
     /// Names of the maps that come beside.

@@ -166,6 +166,7 @@ impl Control {
             previous,
             workers,
             &self.registry,
+            self.start.cells_seed,
         )?;
         if let Some(datapath) = &mut self.datapath {
             let healthy = |upstream, address| is_healthy(&snapshot, upstream, address);

@@ -3,7 +3,7 @@
 mod reload;
 mod watch;
 
-use std::fs::{self};
+use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -67,8 +67,15 @@ pub(super) struct Held {
     /// Where what the instance remembers is written.
     pub folder: PathBuf,
     pub kernel: Option<Kernel>,
-    /// The rate cells, and how many.
-    pub cells: (OwnedFd, usize),
+    pub cells: RateCells,
+}
+
+/// The rate cells of this keeper's daemons.
+pub(super) struct RateCells {
+    pub memory: OwnedFd,
+    pub count: usize,
+    /// Keys the hashes of cells. Daemons come and go, and a key must find its cell again.
+    pub seed: u64,
 }
 
 pub(super) struct Keeper {

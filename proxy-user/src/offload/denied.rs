@@ -65,6 +65,11 @@ impl Denied {
     }
 }
 
+/// Both are the same source as far as bans go: an IPv6 address stands for its /64.
+pub fn is_same_source(one: IpAddr, other: IpAddr) -> bool {
+    key(one) == key(other)
+}
+
 /// The ban key of an address (see `Address::ban_key`).
 fn key(source: IpAddr) -> Address {
     match source.to_canonical() {
