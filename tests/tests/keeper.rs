@@ -7,9 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
-use rig::client::{syn_is_ignored, tcp_echo};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rig::client::{Tally, syn_is_ignored, tcp_echo};
 use rig::field::{ATTACKER_V4, ATTACKER_V6, CLIENT_V4, Field, L4_V4, L4_V6, WEB_V4};
+use rig::http::KeepAlive;
 use rig::load::Load;
 use rig::origin::Origin;
 use rig::sluice::{PATIENCE, Sluice};
@@ -84,7 +86,11 @@ fn main() -> ExitCode {
             a_killed_daemon_leaves_sockets_bans_and_tunables_to_the_next,
             without_a_datapath_too_bans_outlive_the_daemon,
             a_killed_keeper_takes_its_daemon_along_and_a_new_one_adopts_the_rest,
+            a_daemon_that_dies_over_a_reload_leaves_the_generation_before,
+            draining_lets_an_exchange_end_and_takes_no_new_connection,
+            an_endpoint_whose_link_is_down_gets_no_new_flows_until_it_is_back,
             a_ban_by_hand_stops_that_source_and_ends_by_itself,
+            a_ban_closes_what_the_source_has_open_with_and_without_a_datapath,
             a_ban_of_an_ipv6_source_is_as_wide_as_its_network,
             bans_that_make_no_sense_or_do_not_fit_are_refused,
             maps_of_another_size_are_not_adopted,
@@ -255,6 +261,139 @@ fn a_killed_keeper_takes_its_daemon_along_and_a_new_one_adopts_the_rest(
     load.wait_for(50)?;
     load.stop()?.expect_no_failure()?;
     stage.end(next)
+}
+
+fn a_daemon_that_dies_over_a_reload_leaves_the_generation_before(stage: &mut Stage) -> Result<()> {
+    let mut sluice = stage.start(CONFIGURATION, &[])?;
+    let sockets = sluice.listening_inodes()?;
+    let daemon = sluice.daemon()?;
+    let pid = Pid::from_raw(daemon as i32);
+    kill(pid, Signal::SIGSTOP)?;
+    stage.write(&format!(
+        "{CONFIGURATION}[[listener]]\nname = \"third\"\naddress = \"203.0.113.10:8081\"\n"
+    ))?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the sockets of the reload", PATIENCE, || {
+        sluice
+            .listening_inodes()
+            .is_ok_and(|now| now.len() > sockets.len())
+    })?;
+    kill(pid, Signal::SIGKILL)?;
+    sluice.wait_for_other_daemon(daemon)?;
+    ensure!(sluice.generation()? == 1, "{}", last_words());
+    ensure!(sluice.listening_inodes()? == sockets, "{}", last_words());
+    ensure!(
+        last_words().contains("died over generation 2"),
+        "{}",
+        last_words()
+    );
+    sluice.command(&["reload"])?;
+    ensure!(sluice.generation()? == 2);
+    stage.end(sluice)
+}
+
+fn draining_lets_an_exchange_end_and_takes_no_new_connection(stage: &mut Stage) -> Result<()> {
+    let slow = "[[route]]\nmatch = { path = \"/slow\" }\nupstream = \"web\"\n\n\
+                [[upstream]]\nname = \"web\"\nendpoints = [\"10.77.1.2:8080\"]\n";
+    let mut sluice = stage.start(&format!("{PLAIN}{slow}"), &[])?;
+    let to = socket(WEB_V4, 8080)?;
+    let connect = || stage.field.client.inside(|| KeepAlive::connect(None, to));
+    let (mut busy, mut idle) = (connect()?, connect()?);
+    ensure!(idle.get("web.test", "/", "")?.status == 204);
+    // nginx sends a MiB a second.
+    let exchange =
+        std::thread::spawn(move || busy.get("web.test", "/slow", "Range: bytes=0-2097151\r\n"));
+    wait::until_true("the exchange to begin", PATIENCE, || {
+        let metrics = sluice.metrics().unwrap_or_default();
+        metrics.value("sluice_upstream_connects_total") == 1.0
+    })?;
+    sluice.signal(Signal::SIGQUIT)?;
+    wait::until_true("idle connections to be closed", PATIENCE, || {
+        idle.get("web.test", "/", "").is_err()
+    })?;
+    ensure!(!exchange.is_finished(), "it was too fast to test anything");
+    let answer = exchange
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    ensure!(
+        (answer.status, answer.body.len()) == (206, 2 << 20),
+        "{} with {} bytes",
+        answer.status,
+        answer.body.len()
+    );
+    let status = sluice.keeper().wait(PATIENCE)?;
+    ensure!(status.success(), "SIGQUIT ended it with {status}");
+    ensure!(connect().is_err(), "somebody still listens");
+    Ok(())
+}
+
+fn an_endpoint_whose_link_is_down_gets_no_new_flows_until_it_is_back(
+    stage: &mut Stage,
+) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let tally = |rounds: u8| {
+        let mut tally = Tally::default();
+        let to = socket(L4_V4, 7000)?;
+        for number in 0..rounds {
+            tally.count(stage.field.client.inside(|| tcp_echo(to, 100, number)));
+        }
+        anyhow::Ok(tally)
+    };
+    ensure!(tally(40)?.per_endpoint.len() == 2);
+    let origin = &stage.field.origins[0];
+    origin.ip("link set eth0 down")?;
+    let resolved = |wanted: bool| {
+        wait::until_true("what the neighbour's state is to show", PATIENCE, || {
+            let status = sluice.status().unwrap_or_default();
+            let endpoint = status.pointer("/upstreams/0/endpoints/0/resolved");
+            endpoint.and_then(Value::as_bool) == Some(wanted)
+        })
+    };
+    resolved(false)?;
+    let alone = tally(40)?;
+    alone.expect_no_failure()?;
+    ensure!(alone.per_endpoint.len() == 1, "{:?}", alone.per_endpoint);
+    // What the link took with it: its routes and its IPv6 address.
+    origin.ip("link set eth0 up\nroute add default via 10.77.1.1\naddress replace fd77:1::2/64 dev eth0 nodad\nroute add default via fd77:1::1")?;
+    resolved(true)?;
+    let both = tally(40)?;
+    both.expect_no_failure()?;
+    ensure!(both.per_endpoint.len() == 2, "{:?}", both.per_endpoint);
+    stage.end(sluice)
+}
+
+fn a_ban_closes_what_the_source_has_open_with_and_without_a_datapath(
+    stage: &mut Stage,
+) -> Result<()> {
+    let to = socket(WEB_V4, 8080)?;
+    let (from, other) = (Some(ATTACKER_V4.parse()?), Some(CLIENT_V4.parse()?));
+    for text in [CONFIGURATION, PLAIN] {
+        let sluice = stage.start(text, &[])?;
+        let connect = |from| stage.field.client.inside(|| KeepAlive::connect(from, to));
+        let (mut theirs, mut others) = (connect(from)?, connect(other)?);
+        ensure!(theirs.get("web.test", "/", "")?.status == 204);
+        ensure!(others.get("web.test", "/", "")?.status == 204);
+        sluice.command(&["ban", "add", ATTACKER_V4, "--for", "1h"])?;
+        wait::until_true("the connection to be closed", PATIENCE, || {
+            let metrics = sluice.metrics().unwrap_or_default();
+            metrics.value("sluice_guard_connections_closed_total") == 1.0
+        })?;
+        ensure!(theirs.get("web.test", "/", "").is_err(), "it is open still");
+        if text == CONFIGURATION {
+            ensure!(
+                stage.is_ignored(ATTACKER_V4, WEB_V4)?,
+                "its SYN is answered"
+            );
+        } else {
+            let again = connect(from).and_then(|mut again| again.get("web.test", "/", ""));
+            ensure!(again.is_err(), "a banned source is answered");
+        }
+        ensure!(others.get("web.test", "/", "")?.status == 204, "others are");
+        sluice.command(&["ban", "del", ATTACKER_V4])?;
+        ensure!(connect(from)?.get("web.test", "/", "")?.status == 204);
+        stage.end(sluice)?;
+    }
+    Ok(())
 }
 
 fn a_ban_by_hand_stops_that_source_and_ends_by_itself(stage: &mut Stage) -> Result<()> {
