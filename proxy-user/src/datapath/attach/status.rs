@@ -81,7 +81,11 @@ pub fn down(instance: &str) -> Result<Status> {
         }
     }
     // Others may keep things beside ours; then the folder stays.
-    let _ = fs::remove_dir(&folder);
+    if fs::remove_dir(&folder).is_ok()
+        && let Some(parent) = folder.parent()
+    {
+        let _ = fs::remove_dir(parent);
+    }
     Ok(status)
 }
 
