@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -12,7 +11,7 @@ use crate::field::{Field, at};
 use crate::http::Curl;
 use crate::origin::Origin;
 use crate::sandbox;
-use crate::sluice::{self, Sluice};
+use crate::sluice::Sluice;
 
 /// Everything that a test may touch.
 pub struct World {
