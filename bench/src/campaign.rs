@@ -9,13 +9,16 @@ use rig::sandbox;
 use crate::load::{self, Outcome, Pace, Plan};
 use crate::machine::Cores;
 use crate::peer::{LISTEN, ORIGIN, Peer};
+use crate::sample;
 use crate::say;
 use crate::scenario::Case;
 
 /// Before a round counts: connections are made, caches are warm, pools are full.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// Shares of a core; more disturbs a round. The counters tick a hundred times a second, so less cannot be told from nothing.
-const STRANGERS_MAX: f64 = 0.05;
+/// How long a round waits for others to finish what they are doing; then it begins anyway, and is judged.
+const CALM_MAX: Duration = Duration::from_secs(20);
+/// Shares of a core; more disturbs a round. On a quiet machine 1 to 5 % belong to nobody: interrupts, ticks, the way into and out of idleness.
+const STRANGERS_MAX: f64 = 0.06;
 const STEAL_MAX: f64 = 0.02;
 /// A saturated round with an idler core measured the load instead of the proxy.
 const BUSY_MIN: f64 = 0.95;
@@ -160,7 +163,12 @@ impl Course {
 
     fn attempt(&mut self, stage: &Stage, case: &Case, settings: Settings) {
         let start = Instant::now();
-        let outcome = match stage.round(&self.peer, case, settings.window) {
+        let calm = if settings.noisy {
+            Ok(())
+        } else {
+            sample::wait_for_calm(stage.cores, CALM_MAX)
+        };
+        let outcome = match calm.and_then(|()| stage.round(&self.peer, case, settings.window)) {
             Ok(outcome) => outcome,
             Err(error) => {
                 say::failed(&format!("{} in {}: {error:#}", self.peer.name, case.name));

@@ -102,28 +102,29 @@ pub fn choose(name: Option<&str>) -> Result<Vec<Scenario>> {
     }
 }
 
-/// At 64 and at 512 connections, as fast as it goes and at a fixed rate.
-fn fast_and_paced(rate: u32, body_bytes: usize) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for (pace, name) in [
-        (Pace::Saturated, "saturated".to_owned()),
-        (Pace::PerSecond(rate), format!("at-{rate}")),
-    ] {
-        for connections in [64, 512] {
-            cases.push(Case {
-                name: format!("{connections}-{name}"),
-                site: Site::default(),
-                exchange: Exchange {
-                    path: "/bench/answer".into(),
-                    body_bytes,
-                },
-                connections,
-                pace,
-                reuse: true,
-            });
-        }
-    }
-    cases
+/// At 64 and at 512 connections, as fast as it goes.
+fn saturated(body_bytes: usize) -> Vec<Case> {
+    kept(Pace::Saturated, "saturated", body_bytes)
+}
+
+/// At 64 and at 512 connections, at a fixed rate.
+fn paced(rate: u32, body_bytes: usize) -> Vec<Case> {
+    kept(Pace::PerSecond(rate), &format!("at-{rate}"), body_bytes)
+}
+
+fn kept(pace: Pace, pace_name: &str, body_bytes: usize) -> Vec<Case> {
+    let case = |connections| Case {
+        name: format!("{connections}-{pace_name}"),
+        site: Site::default(),
+        exchange: Exchange {
+            path: "/bench/answer".into(),
+            body_bytes,
+        },
+        connections,
+        pace,
+        reuse: true,
+    };
+    [64, 512].map(case).into()
 }
 
 #[cfg(test)]
