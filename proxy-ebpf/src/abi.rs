@@ -50,6 +50,29 @@ pub mod name {
     pub const STEER: &str = "steer";
     /// Reuseport socket array: index = `STEER` value + CPU.
     pub const SOCKETS: &str = "sockets";
+    /// Every map.
+    pub const MAPS: [&str; 20] = [
+        ABI,
+        PORTS,
+        LISTENERS4,
+        LISTENERS6,
+        UPSTREAMS,
+        RINGS,
+        ENDPOINTS,
+        HASH_KEYS,
+        NAT,
+        FLOWS,
+        NAT_FLOWS,
+        GUARD,
+        BANS,
+        RULE_DROPS,
+        VERDICTS,
+        LISTENER_TRAFFIC,
+        ENDPOINT_TRAFFIC,
+        CELLS,
+        STEER,
+        SOCKETS,
+    ];
     /// XDP program: a packet's whole way.
     pub const INGRESS: &str = "ingress";
     /// sk_reuseport program: the worker on the CPU that took the packet.

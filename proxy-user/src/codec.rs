@@ -1,3 +1,3 @@
-//! Message bodies on the wire, without any I/O: bytes in, ranges of data out.
+//! Messages on a connection, either side: what HTTP/1.1 makes of bytes, and bytes of it.
 
 pub mod h1;

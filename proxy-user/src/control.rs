@@ -1,3 +1,211 @@
-//! The only code that changes a running daemon.
+//! The only code that changes a running daemon: reload, drain, bans, health, tunables. One thread, tokio on tokio-uring.
+
+mod bans;
 pub mod channel;
-pub mod offences;
+pub mod configuration;
+pub mod message;
+mod offences;
+mod probes;
+mod request;
+mod state;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+pub use bans::{BanStatus, OPERATOR};
+pub use request::{Handle, SysctlRequest};
+
+use crate::datapath::Writer;
+use crate::metric::Registry;
+use crate::offload::{Cells, Denied};
+use crate::{net, report, worker};
+use message::{Apply, Start, ToDaemon};
+use request::Request;
+use state::Control;
+
+/// The descriptor at which a daemon finds its end of the channel.
+pub const CHANNEL_FD: i32 = 3;
+
+/// How often reports are read and workers looked after.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How often neighbours are looked at and bans swept.
+const SLOW_TICK: Duration = Duration::from_secs(1);
+
+/// What the daemon's other threads and tasks send to control.
+const QUEUE: usize = 256;
+
+/// The daemon, from its first instruction to its last. `serve_admin` is given the admin socket and a handle to us.
+///
+/// # Errors
+/// The keeper says nothing that makes sense, or the system refuses what every daemon needs.
+pub fn run(serve_admin: impl FnOnce(UnixListener, Handle)) -> Result<ExitCode> {
+    // It was started as /proc/self/exe, and would be called `exe`.
+    let _ = nix::sys::prctl::set_name(c"sluice");
+    // SAFETY: the keeper put the channel there before it started us, and nobody else knows of it.
+    let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) });
+    let first = channel::receive::<ToDaemon>(&channel).context("read from the keeper")?;
+    let Some((ToDaemon::Apply(mut apply), mut descriptors)) = first else {
+        bail!("this command is started by `sluice run` and by nobody else");
+    };
+    let start = apply
+        .start
+        .take()
+        .ok_or_else(|| anyhow!("the keeper did not say how to start"))?;
+    let sockets = descriptors.split_off(descriptors.len().saturating_sub(apply.sockets.len()));
+    let mut builder = tokio_uring::builder();
+    builder.entries(256);
+    let mut uring = tokio_uring::uring_builder();
+    uring.setup_coop_taskrun();
+    builder.uring_builder(&uring);
+    builder.start(async move {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (control, admin, reports) = assemble(channel, start, descriptors)?;
+        serve_admin(admin, Handle::new(requests));
+        serve(control, reports, queue, (apply, sockets)).await
+    })
+}
+
+/// Puts the parts together; no worker runs yet.
+fn assemble(
+    channel: UnixStream,
+    start: Start,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(
+    Control,
+    UnixListener,
+    std::sync::mpsc::Receiver<report::Report>,
+)> {
+    let mut descriptors = descriptors.into_iter();
+    let admin = UnixListener::from(
+        descriptors
+            .next()
+            .ok_or_else(|| anyhow!("there is no admin socket"))?,
+    );
+    let cells = descriptors
+        .next()
+        .ok_or_else(|| anyhow!("there are no rate cells"))?;
+    let maps: BTreeMap<String, OwnedFd> = start.maps.iter().cloned().zip(descriptors).collect();
+    let cells = Arc::new(Cells::map(cells, start.cells).context("map the rate cells")?);
+    let datapath = if maps.is_empty() {
+        None
+    } else {
+        let indices = start
+            .interfaces
+            .iter()
+            .map(|interface| interface.index)
+            .collect();
+        Some(
+            Writer::open(maps, start.memory.names.clone(), indices)
+                .context("open the kernel half")?,
+        )
+    };
+    let registry = Arc::new(Registry::new(start.cpus.len()));
+    let (queue, reports) = report::Queue::new();
+    let control = Control::new(
+        Arc::new(channel),
+        start,
+        registry,
+        cells,
+        Arc::<Denied>::default(),
+        queue,
+        datapath,
+    )?;
+    Ok((control, admin, reports))
+}
+
+/// Starts the workers and serves until there is nothing left to do.
+async fn serve(
+    mut control: Control,
+    reports: std::sync::mpsc::Receiver<report::Report>,
+    mut requests: mpsc::Receiver<Request>,
+    (first, sockets): (Box<Apply>, Vec<OwnedFd>),
+) -> Result<ExitCode> {
+    let (answers, mut probed) = mpsc::channel(QUEUE);
+    control.start_probes(answers);
+    control.apply(*first, sockets)?;
+    let mut keeper = listen_to_keeper(control.channel())?;
+    let mut tick = interval(TICK);
+    let mut slow = interval(SLOW_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            said = keeper.recv() => match said {
+                Some((ToDaemon::Apply(apply), sockets)) => control.apply(*apply, sockets)?,
+                Some((ToDaemon::NotApplied(diagnostics), _)) => control.not_applied(diagnostics),
+                Some((ToDaemon::Drain, _)) => control.drain(),
+                Some((ToDaemon::Stop, _)) => control.stop(),
+                // The keeper is gone, and with it whoever would look after us.
+                None => return Ok(ExitCode::FAILURE),
+            },
+            Some(request) = requests.recv() => control.answer(request),
+            Some(answer) = probed.recv() => control.probed(&answer),
+            _ = tick.tick() => {
+                control.read_reports(&reports);
+                if let Some(code) = control.look_after_workers()? {
+                    return Ok(code);
+                }
+            }
+            _ = slow.tick() => control.housekeeping(),
+        }
+    }
+}
+
+/// A thread that waits for the keeper: its messages come with descriptors, which tokio's sockets do not carry.
+fn listen_to_keeper(channel: Arc<UnixStream>) -> Result<mpsc::Receiver<(ToDaemon, Vec<OwnedFd>)>> {
+    let (sender, receiver) = mpsc::channel(4);
+    let listen = move || {
+        loop {
+            match channel::receive(&channel) {
+                Ok(Some(message)) => {
+                    if sender.blocking_send(message).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => return log::error!("the keeper cannot be understood: {error}"),
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("keeper-channel".to_owned())
+        .spawn(listen)
+        .context("start a thread")?;
+    Ok(receiver)
+}
+
+/// How a worker's loop is made.
+fn net_settings(tunables: &crate::tunable::Tunables) -> net::Settings {
+    net::Settings {
+        entries: tunables.net.uring_entries,
+        buffers: u16::try_from(tunables.net.buffers).unwrap_or(32_768),
+        buffer_bytes: u32::try_from(tunables.net.buffer_bytes).unwrap_or(16 << 10),
+        ..net::Settings::default()
+    }
+}
+
+/// A worker as control holds it.
+struct WorkerThread {
+    commands: std::sync::mpsc::Sender<worker::Command>,
+    doorbell: net::Doorbell,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl WorkerThread {
+    fn tell(&self, command: worker::Command) {
+        // A worker that is gone is noticed by `look_after_workers`.
+        if self.commands.send(command).is_ok() {
+            self.doorbell.ring();
+        }
+    }
+}

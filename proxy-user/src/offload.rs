@@ -1,11 +1,18 @@
-//! What a worker asks of the kernel half: to spend from a rate cell. Plain memory where there is no kernel half.
+//! What a worker asks of the kernel half: to spend from a rate cell, whether a source is banned. Plain memory stands in for it.
+
+mod denied;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
-use proxy_ebpf::bucket::{Rate, Refused, Table, WAYS};
+use nix::time::{ClockId, clock_gettime};
+use proxy_ebpf::bucket::{Table, WAYS};
+
+pub use denied::{Denied, is_same_source};
+pub use proxy_ebpf::bucket::{Rate, Refused};
 
 /// The unit in which a cell counts time.
 const UNIT_NS: u64 = 1024;
@@ -62,6 +69,13 @@ impl Cells {
         };
         Table::new(cells)
     }
+}
+
+/// CLOCK_MONOTONIC_COARSE in nanoseconds, the clock of cells and bans: what `bpf_ktime_get_coarse_ns` reads.
+pub fn now_ns() -> u64 {
+    // The clock is there on every Linux since 2.6.32.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn options(count: usize) -> io::Result<MmapOptions> {

@@ -6,6 +6,7 @@ mod rate_limit;
 
 use crate::config::{BanRule, Config, PolicyKind};
 use crate::message::{Reply, RequestHead, ResponseHead};
+use crate::offload;
 use std::net::IpAddr;
 
 use api_key::ApiKey;
@@ -30,6 +31,13 @@ pub trait Cells {
     /// Spends one from the cell of this hash, where one comes back every `interval_ns` and `burst` may go at once.
     /// Refused: nanoseconds until one is there again.
     fn spend(&self, key_hash: u64, interval_ns: u64, burst: u32, now_ns: u64) -> Result<(), u64>;
+}
+
+impl Cells for offload::Cells {
+    fn spend(&self, key_hash: u64, interval_ns: u64, burst: u32, now_ns: u64) -> Result<(), u64> {
+        let rate = offload::Rate { interval_ns, burst };
+        Self::spend(self, key_hash, now_ns, rate).map_err(|refused| refused.retry_after_ns)
+    }
 }
 
 /// What the policies of one exchange know and find out.

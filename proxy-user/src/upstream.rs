@@ -66,20 +66,36 @@ impl Upstream {
 
     /// Index of the endpoint for the next call of this worker, `random` being any number that nobody can foresee.
     ///
-    /// `avoid` is one that just failed: it is taken only if there is no other. `None`: none is healthy, or none takes new
-    /// work, and the client gets a 503 at once.
-    pub fn choose(&self, worker: usize, avoid: Option<usize>, random: u64) -> Option<usize> {
-        let is_healthy = |index: usize| {
-            self.endpoints
-                .get(index)
-                .is_some_and(|endpoint| endpoint.health().is_healthy())
+    /// `avoid` is one that just failed, and one that is on hold (see [`Endpoint::hold`]) failed not long ago: both are taken
+    /// only if there is no other. `None`: none is healthy, or none takes new work, and the client gets a 503 at once.
+    pub fn choose(
+        &self,
+        worker: usize,
+        avoid: Option<usize>,
+        random: u64,
+        now_ns: u64,
+    ) -> Option<usize> {
+        let is = |index: usize, wanted: &dyn Fn(&Endpoint) -> bool| {
+            self.endpoints.get(index).is_some_and(wanted)
         };
-        let is_usable = |index: usize| Some(index) != avoid && is_healthy(index);
-        let chosen = match self.balance {
+        let is_healthy = |endpoint: &Endpoint| endpoint.health().is_healthy();
+        let is_free = |endpoint: &Endpoint| is_healthy(endpoint) && !endpoint.is_held(now_ns);
+        self.next(worker, random, |index| {
+            Some(index) != avoid && is(index, &is_free)
+        })
+        .or_else(|| {
+            self.next(worker, random, |index| {
+                Some(index) != avoid && is(index, &is_healthy)
+            })
+        })
+        .or_else(|| avoid.filter(|index| is(*index, &is_healthy) && self.schedule.holds(*index)))
+    }
+
+    fn next(&self, worker: usize, random: u64, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
+        match self.balance {
             Balance::RoundRobin => self.schedule.next(worker, is_usable),
             Balance::Random => self.schedule.draw(random, is_usable),
-        };
-        chosen.or_else(|| avoid.filter(|index| is_healthy(*index) && self.schedule.holds(*index)))
+        }
     }
 }
 

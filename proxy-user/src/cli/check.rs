@@ -1,58 +1,60 @@
-//! `sluice check`: everything wrong with a configuration, in one run.
+//! `sluice check`: everything that `run` would refuse, at once.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::config::{self, CertificatePem, Diagnostic, Disk, ListenerMode, Loaded, diagnostic};
-use crate::net;
-use crate::tls::Certificate;
+use anyhow::Result;
 
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// The configuration; without it the embedded default
-    #[arg(short = 'c', long = "config", value_name = "FILE")]
+use super::{Common, assignment, colour, main_file};
+use crate::config::{Diagnostic, Disk, diagnostic};
+use crate::control::configuration::{self, Flags};
+use crate::keeper::{host, ports_in_use};
+
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// Configuration [default: /etc/sluice/sluice.toml, else one that is built in]
+    #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print one JSON array of diagnostics and nothing else
-    #[arg(long)]
-    json: bool,
+    /// A tunable as `run` would get it; may be given again
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+    /// As `run` would get it
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "native", "generic", "off"])]
+    datapath: Option<String>,
 }
 
-/// Prints what is wrong; 1 when something is an error.
-pub fn run(arguments: &Arguments) -> ExitCode {
-    let main = arguments
-        .config
-        .as_deref()
-        .unwrap_or(Path::new(config::EMBEDDED));
-    let loaded = config::load_checked(&Disk, main, &check_certificate);
-    let (mut found, config) = match loaded {
-        Ok(Loaded {
-            config, warnings, ..
-        }) => (warnings, Some(config)),
-        Err(errors) => (errors, None),
-    };
-    let serves = config.as_ref().is_some_and(|config| {
-        let serves =
-            |listener: &config::Listener| matches!(listener.mode, ListenerMode::Serve { .. });
-        config.listeners.iter().any(serves)
-    });
-    if serves && let Err(error) = net::probe() {
-        found.push(Diagnostic::error(error.to_string()));
+impl Check {
+    pub fn perform(self, common: &Common) -> Result<ExitCode> {
+        let main = main_file(self.config.as_ref())?;
+        let flags = Flags {
+            set: self.set,
+            datapath: self.datapath,
+        };
+        let found: Vec<Diagnostic> = match configuration::load(&Disk, &main, &flags) {
+            Ok(loaded) => {
+                let mut found = loaded.warnings;
+                found.extend(host::faults(&loaded.config, &loaded.tunables));
+                found.extend(host::foreign_programs(&loaded.config, &common.instance));
+                found.extend(ports_in_use(&loaded.config, &common.instance));
+                found
+            }
+            Err(diagnostics) => diagnostics,
+        };
+        let bad = found.iter().any(Diagnostic::is_error);
+        if common.json {
+            println!("{}", diagnostic::to_json(&found));
+        } else {
+            eprint!("{}", diagnostic::render(&found, colour(&std::io::stderr())));
+            if bad {
+                eprintln!("{}", diagnostic::summary(&found));
+            } else {
+                println!("{} is good, and so is this host", main.display());
+            }
+        }
+        Ok(if bad {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
     }
-
-    if arguments.json {
-        println!("{}", diagnostic::to_json(&found));
-    } else if !found.is_empty() {
-        eprint!("{}", diagnostic::render(&found, super::has_colour()));
-    }
-    let failed = found.iter().any(Diagnostic::is_error);
-    if !failed && !arguments.json {
-        println!("{}: right", main.display());
-    }
-    ExitCode::from(u8::from(failed))
-}
-
-fn check_certificate(pem: &CertificatePem) -> Result<(), String> {
-    Certificate::parse(&pem.chain, &pem.key)
-        .map(drop)
-        .map_err(|error| error.to_string())
 }

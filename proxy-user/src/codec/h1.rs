@@ -1,13 +1,17 @@
-//! HTTP/1.1 bodies: decoders that point at the data in what was received, encoders that frame what is sent (RFC 9112 section 7).
+//! HTTP/1.1 on a connection: heads and bodies out of what arrives, bodies framed anew for where they go (RFC 9112).
 
 mod chunked;
 mod encode;
+mod transfer;
+mod wire;
 
 use crate::message::{Framing, Limits, Reject};
 use chunked::Chunks;
 use std::ops::Range;
 
 pub use encode::{BodyEncoder, Frame, LengthMismatch};
+pub use transfer::{Pace, Transfer, TransferError};
+pub use wire::{Body, BodyError, HeadError, Reader, Wire};
 
 /// Finds the data of one body in the bytes of a connection.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use crate::config::BanRule;
 /// Sources that are watched at a time. What comes after waits until others are forgotten.
 const SOURCES_MAX: usize = 65_536;
 
-/// So many identities seen within `IDENTITY_AGE` mean that many users stand behind an address.
-const IDENTITIES: usize = 3;
+/// Identities that are kept apart for one source. `guard.ban_identities` beyond it counts as this many.
+const IDENTITIES: usize = 8;
 
 /// How long an identity is remembered.
 const IDENTITY_AGE: Duration = Duration::from_secs(600);
@@ -45,8 +45,16 @@ struct Window {
 }
 
 impl Offences {
-    /// Counts one offence of `source` against the rule of this id. A window begins with its first offence.
-    pub fn offence(&mut self, source: IpAddr, rule: u32, ban: BanRule, now: Instant) -> Judgement {
+    /// Counts one offence of `source` against the rule of this id. A window begins with its first offence. An address
+    /// where so many `identities` were seen within ten minutes is never banned.
+    pub fn offence(
+        &mut self,
+        source: IpAddr,
+        rule: u32,
+        ban: BanRule,
+        identities: usize,
+        now: Instant,
+    ) -> Judgement {
         self.sweep(now);
         let source = ban_key(source);
         let watched = self.windows.len();
@@ -71,7 +79,7 @@ impl Offences {
             return Judgement::Wait;
         }
         window.judged = true;
-        if self.hides_many(source, now) {
+        if self.hides_many(source, identities, now) {
             Judgement::Spare
         } else {
             Judgement::Ban
@@ -96,13 +104,13 @@ impl Offences {
         }
     }
 
-    fn hides_many(&self, source: IpAddr, now: Instant) -> bool {
-        let recent = |one: &Option<(u64, Instant)>| {
-            one.is_some_and(|(_, at)| now.duration_since(at) < IDENTITY_AGE)
-        };
-        self.identities
+    fn hides_many(&self, source: IpAddr, identities: usize, now: Instant) -> bool {
+        let recent = |(_, at): &&(u64, Instant)| now.duration_since(*at) < IDENTITY_AGE;
+        let seen = self
+            .identities
             .get(&source)
-            .is_some_and(|seen| seen.iter().all(recent))
+            .map_or(0, |seen| seen.iter().flatten().filter(recent).count());
+        seen >= identities.clamp(1, IDENTITIES)
     }
 
     /// Forgets what has passed, at most once a second.
@@ -152,11 +160,11 @@ mod tests {
         let mut offences = Offences::default();
         let now = Instant::now();
         let judged: Vec<_> = (0..5)
-            .map(|_| offences.offence(source(1), 1, RULE, now))
+            .map(|_| offences.offence(source(1), 1, RULE, 3, now))
             .collect();
         use Judgement::{Ban, Wait};
         assert_eq!(judged, [Wait, Wait, Ban, Wait, Wait]);
-        assert_eq!(offences.offence(source(2), 1, RULE, now), Wait);
+        assert_eq!(offences.offence(source(2), 1, RULE, 3, now), Wait);
     }
 
     #[test]
@@ -165,7 +173,10 @@ mod tests {
         let start = Instant::now();
         for n in 0..50 {
             let now = start + Duration::from_secs(31) * n;
-            assert_eq!(offences.offence(source(1), 1, RULE, now), Judgement::Wait);
+            assert_eq!(
+                offences.offence(source(1), 1, RULE, 3, now),
+                Judgement::Wait
+            );
         }
     }
 
@@ -175,7 +186,7 @@ mod tests {
         let now = Instant::now();
         let bans = |offences: &mut Offences, now| {
             (0..3)
-                .filter(|_| offences.offence(source(1), 1, RULE, now) == Judgement::Ban)
+                .filter(|_| offences.offence(source(1), 1, RULE, 3, now) == Judgement::Ban)
                 .count()
         };
         assert_eq!(bans(&mut offences, now), 1);
@@ -196,7 +207,7 @@ mod tests {
                 offences.identity(source(1), consumer, now);
             }
             let last = (0..3)
-                .map(|_| offences.offence(source(1), 1, RULE, now))
+                .map(|_| offences.offence(source(1), 1, RULE, 3, now))
                 .last();
             assert_eq!(last, Some(expected), "{users} users");
         }
@@ -212,7 +223,7 @@ mod tests {
         let now = start + Duration::from_secs(660);
         offences.identity(source(1), 0, now);
         let last = (0..3)
-            .map(|_| offences.offence(source(1), 1, RULE, now))
+            .map(|_| offences.offence(source(1), 1, RULE, 3, now))
             .last();
         assert_eq!(last, Some(Judgement::Ban));
     }
@@ -224,7 +235,7 @@ mod tests {
         let judged: Vec<_> = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:1"]
             .iter()
             .filter_map(|text| text.parse().ok())
-            .map(|address| offences.offence(address, 1, RULE, now))
+            .map(|address| offences.offence(address, 1, RULE, 3, now))
             .collect();
         assert_eq!(judged.last(), Some(&Judgement::Ban));
         let mapped: Option<IpAddr> = "::ffff:192.0.2.1".parse().ok();
@@ -236,7 +247,7 @@ mod tests {
         let mut offences = Offences::default();
         let now = Instant::now();
         for n in 0..(SOURCES_MAX as u32 + 100) {
-            offences.offence(IpAddr::from(n.to_be_bytes()), 1, RULE, now);
+            offences.offence(IpAddr::from(n.to_be_bytes()), 1, RULE, 3, now);
             offences.identity(IpAddr::from(n.to_be_bytes()), 1, now);
         }
         assert_eq!(

@@ -29,30 +29,6 @@ pub use status::{Status, capabilities_missing, down, status};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Every map that is pinned.
-const MAPS: [&str; 20] = [
-    name::ABI,
-    name::PORTS,
-    name::LISTENERS4,
-    name::LISTENERS6,
-    name::UPSTREAMS,
-    name::RINGS,
-    name::ENDPOINTS,
-    name::HASH_KEYS,
-    name::NAT,
-    name::FLOWS,
-    name::NAT_FLOWS,
-    name::GUARD,
-    name::BANS,
-    name::RULE_DROPS,
-    name::VERDICTS,
-    name::LISTENER_TRAFFIC,
-    name::ENDPOINT_TRAFFIC,
-    name::CELLS,
-    name::STEER,
-    name::SOCKETS,
-];
-
 /// Links are pinned by the index of their interface: bpffs forbids the dots that names may have.
 const LINK_PREFIX: &str = "link_";
 
@@ -272,6 +248,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// The memory of the rate cells.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn cells(&self) -> Result<OwnedFd> {
+        Ok(MapData::from_pin(self.folder.join(name::CELLS))?
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()?)
+    }
+
     /// Copies of the maps' descriptors, by name: for the daemon, which may use them but could not open the pins.
     ///
     /// # Errors
@@ -281,7 +268,8 @@ impl Kernel {
             let map = MapData::from_pin(self.folder.join(map_name))?;
             Ok((map_name.to_owned(), map.fd().as_fd().try_clone_to_owned()?))
         };
-        MAPS.iter()
+        name::MAPS
+            .iter()
             .filter(|map| ![name::SOCKETS, name::STEER, name::ABI].contains(map))
             .map(|map| descriptor(map))
             .collect()
@@ -413,6 +401,18 @@ fn choose_links(links: &[Link], names: &[String]) -> Result<Vec<Link>> {
         .collect()
 }
 
+/// Whether each of the interfaces is free of XDP programs of others; one that does not exist is.
+///
+/// # Errors
+/// One is not: whose program it is, and what to do.
+pub fn foreign_program(instance: &str, names: &[String]) -> Result<()> {
+    let links = Network::open()?.links()?;
+    links
+        .iter()
+        .filter(|link| names.contains(&link.name))
+        .try_for_each(|link| refuse_foreign(link, &pin_folder(instance)))
+}
+
 /// Another program on the interface is somebody's, and stays.
 fn refuse_foreign(link: &Link, folder: &Path) -> Result<()> {
     let Some((id, _)) = link.xdp else {
@@ -526,7 +526,7 @@ fn check_pins(folder: &Path, sizes: &BTreeMap<&str, u32>) -> Result<()> {
 
 fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    for map in MAPS {
+    for map in name::MAPS {
         loader.map_pin_path(map, folder.join(map));
     }
     for (map, entries) in sizes {

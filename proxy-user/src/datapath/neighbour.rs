@@ -1,6 +1,6 @@
 //! Which MAC leads to an endpoint: the kernel resolves it, we keep asking and note what it found.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -13,6 +13,9 @@ const ROUTE_AGE: Duration = Duration::from_secs(10);
 /// How often the kernel is asked to confirm a neighbour that it has no proof of. Packets that XDP sends prove nothing
 /// to it, so it would forget one that nobody else talks to.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether a neighbour has answered.
+const RESOLVE_PACE: Duration = Duration::from_millis(2);
 
 /// The discard port (RFC 863): what is sent there only makes the kernel resolve the neighbour.
 const DISCARD: u16 = 9;
@@ -36,11 +39,25 @@ struct Known {
     hop: Option<NextHop>,
     looked: Option<Instant>,
     asked: Option<Instant>,
+    /// There is no route, or nobody answers there.
+    failed: bool,
     reach: Reach,
 }
 
 impl Neighbours {
-    /// Looks at all `endpoints` again; answers those whose reach has changed.
+    /// Believes what a daemon before us found out, until the kernel says otherwise.
+    pub fn believe(&mut self, address: IpAddr, reach: Reach) {
+        self.known.entry(address).or_default().reach = reach;
+    }
+
+    /// How an address is reached, as far as is known.
+    pub fn reach(&self, address: IpAddr) -> Reach {
+        self.known
+            .get(&address)
+            .map_or_else(Reach::default, |known| known.reach)
+    }
+
+    /// Looks at all `endpoints` again.
     ///
     /// # Errors
     /// rtnetlink does not answer; what was known stays.
@@ -49,14 +66,13 @@ impl Neighbours {
         network: &mut Network,
         endpoints: impl Iterator<Item = IpAddr>,
         now: Instant,
-    ) -> io::Result<HashMap<IpAddr, Reach>> {
+    ) -> io::Result<()> {
         let links: HashMap<u32, Link> = network
             .links()?
             .into_iter()
             .map(|link| (link.index, link))
             .collect();
         let neighbours = network.neighbours()?;
-        let mut changed = HashMap::new();
         for address in endpoints {
             let known = self.known.entry(address).or_default();
             if known
@@ -80,12 +96,38 @@ impl Neighbours {
                 known.asked = Some(now);
                 ask(address);
             }
-            if reach != known.reach {
-                known.reach = reach;
-                changed.insert(address, reach);
-            }
+            known.reach = reach;
+            // Once failed it stays so while it is merely asked again.
+            let failed = known.failed || neighbour.is_some_and(|neighbour| neighbour.failed);
+            known.failed = known.hop.is_none() || (failed && reach == Reach::default());
         }
-        Ok(changed)
+        Ok(())
+    }
+
+    /// Looks until each of `endpoints` is either reached or known not to be, or `limit` is over: about as long as a
+    /// neighbour takes to answer, for one that does.
+    ///
+    /// # Errors
+    /// As `refresh`.
+    pub fn resolve(
+        &mut self,
+        network: &mut Network,
+        endpoints: &BTreeSet<IpAddr>,
+        limit: Duration,
+    ) -> io::Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let now = Instant::now();
+            self.refresh(network, endpoints.iter().copied(), now)?;
+            let open = |address: &IpAddr| {
+                let known = self.known.get(address);
+                known.is_some_and(|known| !known.failed && known.reach == Reach::default())
+            };
+            if now >= end || !endpoints.iter().any(open) {
+                return Ok(());
+            }
+            std::thread::sleep(RESOLVE_PACE);
+        }
     }
 }
 

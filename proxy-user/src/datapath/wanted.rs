@@ -1,5 +1,6 @@
 //! From the configuration to what the kernel half shall do.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_ebpf::abi::protocol;
@@ -25,28 +26,12 @@ pub fn wanted(
         rules: rules(config),
         ..Wanted::default()
     };
-    // Only upstreams that a listener forwards to have a ring.
-    let mut position = vec![None; config.upstreams.len()];
+    // Only upstreams that a listener forwards to have a ring, one for each family that it is reached by.
+    let mut rings = HashMap::new();
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
-            ListenerMode::Forward { upstream: index } => {
-                let Some(upstream) = config.upstreams.get(*index) else {
-                    continue;
-                };
-                Some(*position[*index].get_or_insert_with(|| {
-                    let endpoints = upstream.endpoints.iter().map(|endpoint| WantedEndpoint {
-                        address: endpoint.address,
-                        weight: endpoint.weight,
-                        healthy: is_healthy(*index, endpoint.address),
-                    });
-                    wanted.upstreams.push(WantedUpstream {
-                        name: upstream.name.clone(),
-                        endpoints: endpoints.collect(),
-                    });
-                    wanted.upstreams.len() - 1
-                }))
-            }
+            ListenerMode::Forward { upstream } => Some(*upstream),
         };
         for address in &listener.addresses {
             let protocol = match address.protocol {
@@ -55,6 +40,13 @@ pub fn wanted(
             };
             for ip in expand(address.socket.ip(), addresses) {
                 let address = SocketAddr::new(ip, address.socket.port());
+                let upstream = upstream.map(|index| {
+                    *rings.entry((index, ip.is_ipv4())).or_insert_with(|| {
+                        let ring = ring(config, index, ip.is_ipv4(), &is_healthy);
+                        wanted.upstreams.push(ring);
+                        wanted.upstreams.len() - 1
+                    })
+                });
                 wanted.listeners.push(WantedListener {
                     name: listener.name.clone(),
                     address,
@@ -66,6 +58,34 @@ pub fn wanted(
     }
     keep_exact(&mut wanted.listeners, config);
     wanted
+}
+
+/// The endpoints of one family: NAT keeps the family of a packet.
+fn ring(
+    config: &Config,
+    index: usize,
+    v4: bool,
+    is_healthy: impl Fn(usize, SocketAddr) -> bool,
+) -> WantedUpstream {
+    let upstream = config.upstreams.get(index);
+    let of_family = upstream
+        .iter()
+        .flat_map(|upstream| &upstream.endpoints)
+        .filter(|endpoint| endpoint.address.is_ipv4() == v4);
+    let endpoints = of_family.map(|endpoint| WantedEndpoint {
+        address: endpoint.address,
+        weight: endpoint.weight,
+        healthy: is_healthy(index, endpoint.address),
+    });
+    WantedUpstream {
+        // A name of the configuration's has no space in it.
+        name: format!(
+            "{} {}",
+            upstream.map_or("", |upstream| &upstream.name),
+            if v4 { "IPv4" } else { "IPv6" }
+        ),
+        endpoints: endpoints.collect(),
+    }
 }
 
 /// The unspecified address stands for every address of its family.

@@ -1,30 +1,34 @@
 //! Writes a configuration into the maps and reads the counters: what control does without any privilege.
 
+mod bans;
+mod counts;
 mod entry;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use aya::maps::MapError;
 use proxy_ebpf::abi::{self, name};
-use proxy_ebpf::verdict::Verdict;
 
 use super::map::{Counters, List, Maps, Memory, Table, Value};
 use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
-use super::plan::{self, Capacity, Key, Names, State, Write};
+use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
 use super::wanted::wanted;
-use super::{Full, address, coarse_now_ns, ip, port};
-use crate::config::Config;
+use super::{address, coarse_now_ns, ip, port};
+use crate::config::{Config, ListenerMode};
 use crate::tunable::Tunables;
-use entry::{bits, change, is_full, key_of, reset, sum, traffic};
+pub use bans::Ban;
+pub use counts::Counts;
+use entry::{bits, change, key_of, reset};
 
-/// The flows are counted one by one, so not at every question.
-const FLOWS_COUNTED_EVERY: Duration = Duration::from_secs(5);
+/// How long a reload waits for neighbours that it has not heard of. One that is there answers in a millisecond or two.
+const RESOLVE_LIMIT: Duration = Duration::from_millis(500);
+
+/// The rule of what an operator bans by hand.
+const OPERATOR: &str = "operator";
 
 /// Offset of words in `abi::Guard` and `abi::Ports`.
 const GUARD_FILTER_AT: usize = 1;
@@ -51,36 +55,13 @@ pub struct Writer {
     endpoint_traffic: Counters<abi::Traffic>,
     network: Network,
     neighbours: Neighbours,
+    /// How each endpoint is reached by what stands in the map.
+    reaches: BTreeMap<u16, Reach>,
     interfaces: Vec<u32>,
+    /// What was wanted last, and is in force.
+    in_force: Option<Wanted>,
     flows_counted: Option<(Instant, u64)>,
 }
-
-/// A source that is refused.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ban {
-    pub source: IpAddr,
-    pub until_ns: u64,
-    /// Name of the policy; `operator` where an operator asked.
-    pub rule: String,
-    /// Packets dropped so far.
-    pub dropped: u64,
-}
-
-/// Everything counted, at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct Counts {
-    pub verdicts: Vec<(&'static str, u64)>,
-    /// By listener name: packets, bytes.
-    pub listeners: Vec<(String, u64, u64)>,
-    /// By endpoint: packets, bytes.
-    pub endpoints: BTreeMap<SocketAddr, (u64, u64)>,
-    pub flows: u64,
-    pub rule_drops: Vec<(String, u64)>,
-    pub bans: u64,
-}
-
-/// The rule of what an operator bans by hand.
-const OPERATOR: &str = "operator";
 
 impl Writer {
     /// Opens the maps by the descriptors that the keeper passed, and reads what a daemon before us left in them.
@@ -119,7 +100,9 @@ impl Writer {
             endpoint_traffic: maps.counters(name::ENDPOINT_TRAFFIC)?,
             network: Network::open().context("open a netlink socket")?,
             neighbours: Neighbours::default(),
+            reaches: BTreeMap::new(),
             interfaces,
+            in_force: None,
             flows_counted: None,
             state: State {
                 capacity,
@@ -134,7 +117,11 @@ impl Writer {
         Ok(writer)
     }
 
+    /// Reads from the maps what they say.
     fn read_state(&mut self) -> Result<()> {
+        self.state.listeners.clear();
+        self.state.upstreams.clear();
+        self.state.endpoints.clear();
         for entry in self.listeners4.iter() {
             let (Value(key), Value(listener)) = entry?;
             self.state.listeners.insert(
@@ -155,12 +142,20 @@ impl Writer {
                 self.state.upstreams.insert(id, upstream);
             }
         }
-        for (id, entry) in (0..).zip(self.endpoints.iter()) {
+        // A ring slot names 65 535 of them.
+        for (id, entry) in (0..=u16::MAX).zip(self.endpoints.iter()) {
             let Value(endpoint) = entry?;
             if endpoint.port != [0; 2] {
                 let address =
                     SocketAddr::new(ip(endpoint.address), u16::from_be_bytes(endpoint.port));
                 self.state.endpoints.insert(id, address);
+                let reach = Reach {
+                    ifindex: endpoint.ifindex,
+                    mac: endpoint.mac,
+                    source_mac: endpoint.source_mac,
+                };
+                self.reaches.insert(id, reach);
+                self.neighbours.believe(address.ip(), reach);
             }
         }
         self.state.nat = self.nat.read();
@@ -172,11 +167,14 @@ impl Writer {
         &self.state.names
     }
 
-    /// Makes the maps say what `config` says: all of it, or nothing.
+    /// Makes the maps say what `config` says: all of it, or nothing. An endpoint whose neighbour does not answer gets
+    /// no new flows while there are others, for Linux would answer them with a reset.
+    ///
+    /// Waits up to half a second for neighbours of endpoints that are new.
     ///
     /// # Errors
     /// It does not fit, or NAT would change under living flows; then nothing was written. What the system says about a
-    /// write that it refuses.
+    /// write that it refuses; then what was in force before is written again.
     pub fn apply(
         &mut self,
         config: &Config,
@@ -184,16 +182,65 @@ impl Writer {
         is_healthy: impl Fn(usize, SocketAddr) -> bool,
     ) -> Result<()> {
         let addresses = self.own_addresses()?;
-        let wanted = wanted(config, tunables, &addresses, is_healthy);
+        self.resolve(config)?;
+        let usable = |upstream, at: SocketAddr| {
+            is_healthy(upstream, at) && self.neighbours.reach(at.ip()) != Reach::default()
+        };
+        let wanted = wanted(config, tunables, &addresses, usable);
         let (writes, next) = plan::plan(&self.state, &wanted)?;
         if !plan::keeps_flows(&self.state.nat, &next.nat) {
             self.forget_flows()?;
         }
+        if let Err(error) = self.perform(writes, next) {
+            return Err(self.take_back(error));
+        }
+        self.in_force = Some(wanted);
+        self.write_reaches().map(drop)
+    }
+
+    /// Waits for the neighbours of endpoints that listeners forward to.
+    fn resolve(&mut self, config: &Config) -> Result<()> {
+        let forwarded = config
+            .listeners
+            .iter()
+            .filter_map(|listener| match listener.mode {
+                ListenerMode::Forward { upstream } => config.upstreams.get(upstream),
+                ListenerMode::Serve { .. } => None,
+            });
+        let endpoints = forwarded.flat_map(|upstream| &upstream.endpoints);
+        let addresses = endpoints.map(|endpoint| endpoint.address.ip()).collect();
+        self.neighbours
+            .resolve(&mut self.network, &addresses, RESOLVE_LIMIT)
+            .context("read the neighbours of this host")
+    }
+
+    fn perform(&mut self, writes: Vec<Write>, next: State) -> Result<()> {
         for write in writes {
             self.write(write)?;
         }
         self.state = next;
-        self.refresh_neighbours()
+        Ok(())
+    }
+
+    /// After a write that failed: what was in force is written again. Answers the error, with what became of that.
+    fn take_back(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let taken_back = self.write_in_force();
+        match taken_back {
+            Ok(()) => error,
+            Err(second) => {
+                error.context(format!("the kernel half is not as it was, for {second:#}"))
+            }
+        }
+    }
+
+    fn write_in_force(&mut self) -> Result<()> {
+        self.read_state()?;
+        // Before the first time nothing is in force; what there is leads nowhere wrong, by the order of the writes.
+        let Some(before) = &self.in_force else {
+            return Ok(());
+        };
+        let (writes, next) = plan::plan(&self.state, before)?;
+        self.perform(writes, next)
     }
 
     /// Addresses of the interfaces that XDP is attached to.
@@ -212,12 +259,7 @@ impl Writer {
     fn write(&mut self, write: Write) -> Result<()> {
         match write {
             Write::Endpoint(id, at) => {
-                let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
-                entry.address = address(at.ip());
-                entry.port = port(at.port());
-                self.endpoints
-                    .set(u32::from(id), Value(entry), 0)
-                    .context("write an endpoint")?;
+                self.write_endpoint(id, at, self.neighbours.reach(at.ip()))?;
                 // Traffic of whoever had the id before, in another life of the pins.
                 Ok(reset(&mut self.endpoint_traffic, u32::from(id))?)
             }
@@ -337,221 +379,64 @@ impl Writer {
         Ok(())
     }
 
-    /// Looks again how each endpoint is reached; to be called about once a second.
+    /// Looks again how each endpoint is reached; to be called about once a second. Answers whether there are endpoints
+    /// that can now be reached and could not, or the reverse: then it is time to apply again.
     ///
     /// # Errors
     /// rtnetlink or a map does not answer.
-    pub fn refresh_neighbours(&mut self) -> Result<()> {
+    pub fn refresh_neighbours(&mut self) -> Result<bool> {
         let addresses: BTreeSet<IpAddr> =
             self.state.endpoints.values().map(SocketAddr::ip).collect();
-        let changed = self
-            .neighbours
+        self.neighbours
             .refresh(&mut self.network, addresses.into_iter(), Instant::now())
             .context("read the neighbours of this host")?;
-        for (id, at) in &self.state.endpoints {
-            let Some(reach) = changed.get(&at.ip()) else {
-                continue;
-            };
-            let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
-            entry.address = address(at.ip());
-            entry.port = port(at.port());
-            // Away first, so that no packet leaves with half of one neighbour's MAC and half of another's.
-            self.endpoints.set(u32::from(*id), Value(entry), 0)?;
-            if *reach != Reach::default() {
-                entry.mac = reach.mac;
-                entry.source_mac = reach.source_mac;
-                self.endpoints.set(u32::from(*id), Value(entry), 0)?;
-                entry.ifindex = reach.ifindex;
-                self.endpoints.set(u32::from(*id), Value(entry), 0)?;
+        self.write_reaches()
+    }
+
+    /// Writes how endpoints are reached, where that has changed; answers whether one came or went.
+    fn write_reaches(&mut self) -> Result<bool> {
+        let mut moved = false;
+        for (id, at) in self.state.endpoints.clone() {
+            let reach = self.neighbours.reach(at.ip());
+            let before = self.reaches.get(&id).copied().unwrap_or_default();
+            if reach != before {
+                self.write_endpoint(id, at, reach)?;
+                moved |= (reach == Reach::default()) != (before == Reach::default());
             }
         }
+        Ok(moved)
+    }
+
+    fn write_endpoint(&mut self, id: u16, at: SocketAddr, reach: Reach) -> Result<()> {
+        let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
+        entry.address = address(at.ip());
+        entry.port = port(at.port());
+        // Away first, so that no packet leaves with half of one neighbour's MAC and half of another's.
+        self.set_endpoint(id, entry)?;
+        if reach != Reach::default() {
+            entry.mac = reach.mac;
+            entry.source_mac = reach.source_mac;
+            self.set_endpoint(id, entry)?;
+            entry.ifindex = reach.ifindex;
+            self.set_endpoint(id, entry)?;
+        }
+        self.reaches.insert(id, reach);
         Ok(())
+    }
+
+    fn set_endpoint(&mut self, id: u16, entry: abi::Endpoint) -> Result<()> {
+        self.endpoints
+            .set(u32::from(id), Value(entry), 0)
+            .context("write an endpoint")
     }
 
     /// Whether the neighbour of each endpoint is resolved.
     pub fn resolved(&self) -> BTreeMap<SocketAddr, bool> {
-        let resolved = |id: &u16| {
-            self.endpoints
-                .get(&u32::from(*id), 0)
-                .is_ok_and(|Value(entry)| entry.ifindex != 0)
-        };
+        let resolved = |id: &u16| self.reaches.get(id).is_some_and(|reach| reach.ifindex != 0);
         self.state
             .endpoints
             .iter()
             .map(|(id, at)| (*at, resolved(id)))
             .collect()
-    }
-
-    /// Refuses a source until `until_ns` of the coarse clock. `rule` is a policy's name; `None` = the operator.
-    ///
-    /// # Errors
-    /// The table is full, or the system refuses the write.
-    pub fn ban(&mut self, source: IpAddr, until_ns: u64, rule: Option<&str>) -> Result<()> {
-        let key = address(source).ban_key();
-        let rule = rule
-            .and_then(|name| self.state.names.rules.get(name))
-            .copied()
-            .unwrap_or(0);
-        let before = self.bans.get(&Value(key), 0).map(|Value(ban)| ban).ok();
-        let dropped = before.map_or(0, |ban| ban.dropped);
-        let ban = abi::Ban {
-            until_ns,
-            rule,
-            zero: 0,
-            dropped,
-        };
-        let written = self.bans.insert(Value(key), Value(ban), 0);
-        if let Err(error) = written {
-            if is_full(&error) {
-                return Err(Full::new("bans", self.bans_max).into());
-            }
-            return Err(error).context("write a ban");
-        }
-        // The entry first, then the bit that leads to it.
-        let bit = abi::guard_bit(&key) as usize;
-        let word = &self.guard.words()[GUARD_FILTER_AT + bit / 64];
-        word.fetch_or(1 << (bit % 64), std::sync::atomic::Ordering::Relaxed);
-        if before.is_none() {
-            self.guard.words()[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Ends a ban; answers whether there was one.
-    ///
-    /// # Errors
-    /// The system refuses the write.
-    pub fn unban(&mut self, source: IpAddr) -> Result<bool> {
-        let key = address(source).ban_key();
-        let was = self.bans.get(&Value(key), 0).is_ok();
-        change(&mut self.bans, key, None)?;
-        self.rebuild_guard()?;
-        Ok(was)
-    }
-
-    /// Removes the bans that are over, and makes the filter anew.
-    ///
-    /// # Errors
-    /// The system refuses to read or write.
-    pub fn sweep_bans(&mut self) -> Result<()> {
-        let now_ns = coarse_now_ns();
-        let over: Vec<abi::Address> = self
-            .bans
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, Value(ban))| ban.until_ns <= now_ns)
-            .map(|(Value(key), _)| key)
-            .collect();
-        if over.is_empty() {
-            return Ok(());
-        }
-        for key in over {
-            change(&mut self.bans, key, None)?;
-        }
-        self.rebuild_guard()
-    }
-
-    /// The filter and the count of exactly the bans there are. Bits of living bans are never absent meanwhile.
-    fn rebuild_guard(&mut self) -> Result<()> {
-        let mut filter = vec![0; 1024];
-        let mut count = 0;
-        for key in self.bans.keys() {
-            let Value(key) = key?;
-            let bit = abi::guard_bit(&key) as usize;
-            filter[bit / 64] |= 1 << (bit % 64);
-            count += 1;
-        }
-        self.guard.write(GUARD_FILTER_AT, &filter);
-        self.guard.write(0, &[count]);
-        Ok(())
-    }
-
-    /// Every ban.
-    ///
-    /// # Errors
-    /// The system refuses to read.
-    pub fn bans(&self) -> Result<Vec<Ban>> {
-        let rules: BTreeMap<u32, &str> = self
-            .state
-            .names
-            .rules
-            .iter()
-            .map(|(name, id)| (*id, name.as_str()))
-            .collect();
-        let mut bans = Vec::new();
-        for entry in self.bans.iter() {
-            let (Value(key), Value(ban)) = entry?;
-            let rule = rules.get(&ban.rule).copied().unwrap_or(OPERATOR).to_owned();
-            bans.push(Ban {
-                source: ip(key),
-                until_ns: ban.until_ns,
-                rule,
-                dropped: ban.dropped,
-            });
-        }
-        bans.sort_by_key(|ban| ban.source);
-        Ok(bans)
-    }
-
-    /// Everything counted.
-    ///
-    /// # Errors
-    /// The system refuses to read.
-    pub fn counts(&mut self) -> Result<Counts> {
-        let mut counts = Counts {
-            bans: self.guard.words()[0].load(std::sync::atomic::Ordering::Relaxed),
-            ..Counts::default()
-        };
-        for verdict in Verdict::ALL {
-            counts
-                .verdicts
-                .push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
-        }
-        let listening: BTreeSet<u32> = self
-            .state
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
-        for (name, id) in self
-            .state
-            .names
-            .listeners
-            .iter()
-            .filter(|(_, id)| listening.contains(id))
-        {
-            let traffic = traffic(&self.listener_traffic, *id)?;
-            counts
-                .listeners
-                .push((name.clone(), traffic.packets, traffic.bytes));
-        }
-        for (id, at) in &self.state.endpoints {
-            let traffic = traffic(&self.endpoint_traffic, u32::from(*id))?;
-            counts
-                .endpoints
-                .insert(*at, (traffic.packets, traffic.bytes));
-        }
-        counts
-            .rule_drops
-            .push((OPERATOR.to_owned(), sum(&self.rule_drops, 0)?));
-        for (name, id) in &self.state.names.rules {
-            counts
-                .rule_drops
-                .push((name.clone(), sum(&self.rule_drops, *id)?));
-        }
-        counts.flows = self.count_flows();
-        Ok(counts)
-    }
-
-    fn count_flows(&mut self) -> u64 {
-        let now = Instant::now();
-        match self.flows_counted {
-            Some((at, count)) if now.duration_since(at) < FLOWS_COUNTED_EVERY => count,
-            _ => {
-                let count = self.flows.keys().filter_map(Result::ok).count() as u64;
-                self.flows_counted = Some((now, count));
-                count
-            }
-        }
     }
 }

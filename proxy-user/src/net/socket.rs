@@ -216,14 +216,18 @@ impl Socket {
         }
     }
 
-    /// Begins to send, while nothing is being sent, and returns the number to wait for.
+    /// Begins to send, or queues behind what is being sent, and returns the number to wait for.
     pub(super) fn begin(self: &Rc<Self>, parts: impl IntoIterator<Item = Payload>) -> u64 {
         let mut outbound = self.outbound.borrow_mut();
         outbound.begun += 1;
-        outbound
-            .parts
-            .extend(parts.into_iter().filter(|part| !part.is_empty()));
-        self.send_on(&mut outbound);
+        if outbound.failed.is_none() {
+            outbound
+                .parts
+                .extend(parts.into_iter().filter(|part| !part.is_empty()));
+        }
+        if outbound.in_flight.is_none() {
+            self.send_on(&mut outbound);
+        }
         outbound.begun
     }
 

@@ -97,6 +97,12 @@ impl Stream {
         poll_fn(|context| self.socket.poll_ended(number, context.waker())).await
     }
 
+    /// Sends several parts in the background, behind what is being sent. They wait in memory: await [`Self::idle`] before, and
+    /// no more than one payload waits while another is on its way. An error is found by whoever sends or waits next.
+    pub fn queue<const N: usize>(&self, parts: [Payload; N]) {
+        self.socket.begin(parts);
+    }
+
     /// Waits until nothing is being sent.
     ///
     /// # Errors

@@ -89,6 +89,13 @@ impl Acceptor {
         })
     }
 
+    /// The same with so many session tickets sent after each TLS 1.3 handshake, rustls' default being two; each can be used once.
+    #[must_use]
+    pub fn tickets_sent(mut self, count: usize) -> Self {
+        Arc::make_mut(&mut self.config).send_tls13_tickets = count;
+        self
+    }
+
     /// Shakes hands over a new connection. The deadline is the caller's; dropping the future closes the connection.
     ///
     /// # Errors

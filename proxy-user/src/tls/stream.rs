@@ -161,6 +161,27 @@ impl Stream {
         self.flush().await
     }
 
+    /// As [`net::Stream::queue`]: encrypted at once, sent in the background.
+    ///
+    /// # Errors
+    /// NotConnected after [`Self::shutdown`]; InvalidData when the session has failed.
+    pub fn queue<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
+        let mut session = self.session.borrow_mut();
+        session.encrypt(&parts)?;
+        // In order also with what `flush` takes: both take all there is, and the transport keeps the order in which it is given.
+        let records = std::mem::take(&mut session.outgoing);
+        self.transport.queue([records.into()]);
+        Ok(())
+    }
+
+    /// As [`net::Stream::idle`].
+    ///
+    /// # Errors
+    /// When a send has failed.
+    pub async fn idle(&self) -> io::Result<()> {
+        self.flush().await
+    }
+
     /// Ends the session (close_notify) and the sending half of the connection.
     ///
     /// # Errors

@@ -58,6 +58,31 @@ impl Transport {
         }
     }
 
+    /// As [`net::Stream::queue`] and [`Stream::queue`].
+    ///
+    /// # Errors
+    /// As that of TLS.
+    pub fn queue<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => {
+                stream.queue(parts);
+                Ok(())
+            }
+            Self::Tls(stream) => stream.queue(parts),
+        }
+    }
+
+    /// As [`net::Stream::idle`] and [`Stream::idle`].
+    ///
+    /// # Errors
+    /// When a send has failed.
+    pub async fn idle(&self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.idle().await,
+            Self::Tls(stream) => stream.idle().await,
+        }
+    }
+
     /// As [`net::Stream::shutdown`] and [`Stream::shutdown`].
     ///
     /// # Errors

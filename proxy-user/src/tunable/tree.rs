@@ -150,12 +150,12 @@ words! {
 words! {
     /// What becomes of `%2F` in a path.
     EncodedSlash {
+        /// 400.
+        Refuse = "refuse",
         /// It stays as it is: not a separator.
         Keep = "keep",
         /// It becomes `/` before a route is looked for.
         Decode = "decode",
-        /// 400.
-        Refuse = "refuse",
     }
 }
 
@@ -167,7 +167,7 @@ tree! {
         buffers: power[1024, 16, 32_768] Restart "Receive buffers of each worker, shared by its connections.";
         connections_max: count[50_000, 1, 10_000_000] Live "Client connections open at a time in each worker; beyond, none is accepted.";
         send_queue_bytes_max: bytes[256 * KIB, 16 * KIB, 64 * MIB] Live "Bytes queued for one peer before the other side is no longer read.";
-        send_timeout: duration[30 * S, S, HOUR] Live "A peer that takes no byte for so long while we have some for it is closed.";
+        send_timeout: duration[30 * S, S, HOUR] Live "Longest wait until a peer has taken what was sent to it; then it is closed.";
         uring_entries: power[1024, 64, 32_768] Restart "Submission entries of each worker's ring.";
     }
     http: Http {
@@ -176,10 +176,10 @@ tree! {
         body_timeout: duration[30 * S, S, HOUR] Live "Longest wait for the next bytes of a request's body.";
         chunk_extension_bytes_max: bytes[4 * KIB, 0, 64 * KIB] Live "Bytes of chunk extensions in one body; 400 beyond.";
         drain_bytes_max: bytes[64 * KIB, 0, 16 * MIB] Live "Rest of a refused request's body that is read so that its connection can live on.";
-        encoded_slash: word[EncodedSlash] Live "What becomes of %2F in a path: keep, decode or refuse.";
+        encoded_slash: word[EncodedSlash] Live "What becomes of %2F in a path: refuse, keep or decode.";
         exchanges_per_connection_max: count[10_000, 1, 1_000_000_000] Live "Exchanges on one connection before it is closed.";
         field_bytes_max: bytes[16 * KIB, 64, 64 * KIB] Live "Largest field, name and value together; 431 beyond.";
-        fields_max: count[100, 1, 1000] Live "Fields in one head; 431 beyond.";
+        fields_max: count[100, 1, 256] Live "Fields in one head; 431 beyond.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a request; 431 beyond.";
         head_timeout: duration[10 * S, 100 * MS, 10 * MINUTE] Live "From the first byte of a request to the end of its head, an absolute deadline; 408 beyond.";
         idle_timeout: duration[60 * S, 100 * MS, HOUR] Live "A connection without a request for so long is closed.";
@@ -196,7 +196,7 @@ tree! {
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
         body_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the next bytes of a response's body.";
-        idle_connections_max: count[256, 0, 100_000] Live "Idle connections kept to each upstream by each worker.";
+        idle_connections_max: count[256, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
         idle_timeout: duration[55 * S, 100 * MS, HOUR] Live "An idle connection to an endpoint is closed after so long.";
         retries: count[1, 0, 10] Live "Tries after the first where a route names none; only for requests that are safe to repeat.";
     }

@@ -18,6 +18,8 @@ pub struct Endpoint {
 #[derive(Debug)]
 struct State {
     health: Health,
+    /// CLOCK_MONOTONIC in ns.
+    held_until_ns: AtomicU64,
     /// By worker, each on a cache line of its own: nobody waits for another's counter.
     tallies: Box<[Tally]>,
 }
@@ -42,6 +44,7 @@ impl Endpoint {
                 .collect();
             Arc::new(State {
                 health: Health::default(),
+                held_until_ns: AtomicU64::new(0),
                 tallies,
             })
         });
@@ -55,6 +58,16 @@ impl Endpoint {
     /// Set by probes, read by workers.
     pub fn health(&self) -> &Health {
         &self.state.health
+    }
+
+    /// Leaves it out until then while another one is there: it could not be reached, and a client would wait for it in vain.
+    pub fn hold(&self, until_ns: u64) {
+        self.state.held_until_ns.store(until_ns, Relaxed);
+    }
+
+    /// It is left out for now.
+    pub fn is_held(&self, now_ns: u64) -> bool {
+        self.state.held_until_ns.load(Relaxed) > now_ns
     }
 
     /// Counts a call of this worker, from now until the guard is dropped. A worker counts on its own thread only.

@@ -4,6 +4,8 @@ use super::*;
 use crate::config::{Datapath, DatapathMode, Origin, Probe, ProbeKind};
 use std::time::Duration;
 
+const NOW_NS: u64 = 1_000;
+
 /// An upstream with endpoints of these ports and weights.
 fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
     let endpoint = |(port, weight): &(u16, u32)| config::Endpoint {
@@ -35,7 +37,9 @@ fn count(upstream: &Upstream, calls: u64) -> Vec<usize> {
     let mut counts = vec![0; upstream.endpoints.len()];
     for call in 0..calls {
         let random = call.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        counts[upstream.choose(0, None, random).expect("an endpoint")] += 1;
+        counts[upstream
+            .choose(0, None, random, NOW_NS)
+            .expect("an endpoint")] += 1;
     }
     counts
 }
@@ -47,7 +51,7 @@ fn round_robin_gives_each_its_turn_by_weight() {
         1,
         None,
     );
-    let turns: Vec<_> = (0..6).map(|_| equal.choose(0, None, 0)).collect();
+    let turns: Vec<_> = (0..6).map(|_| equal.choose(0, None, 0, NOW_NS)).collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2].map(Some));
     let weighted = Upstream::new(
         &upstream(Balance::RoundRobin, &[(1, 1), (2, 2), (3, 0)]),
@@ -95,14 +99,14 @@ fn nobody_is_chosen_where_all_are_dead_or_leaving() {
         let dead = Upstream::new(&upstream(balance, &[(1, 1), (2, 1), (3, 0)]), 1, None);
         kill(&dead, 0);
         kill(&dead, 1);
-        assert_eq!(dead.choose(0, None, 5), None);
+        assert_eq!(dead.choose(0, None, 5, NOW_NS), None);
         assert_eq!(
-            dead.choose(0, Some(2), 5),
+            dead.choose(0, Some(2), 5, NOW_NS),
             None,
             "an endpoint of weight 0 takes nothing new even if it was asked before"
         );
         assert_eq!(
-            Upstream::new(&upstream(balance, &[]), 1, None).choose(0, None, 5),
+            Upstream::new(&upstream(balance, &[]), 1, None).choose(0, None, 5, NOW_NS),
             None
         );
     }
@@ -113,12 +117,12 @@ fn the_endpoint_that_failed_is_asked_again_only_if_there_is_no_other() {
     for balance in [Balance::RoundRobin, Balance::Random] {
         let upstream = Upstream::new(&upstream(balance, &[(1, 1), (2, 1)]), 1, None);
         for random in 0..50 {
-            assert_eq!(upstream.choose(0, Some(0), random << 58), Some(1));
+            assert_eq!(upstream.choose(0, Some(0), random << 58, NOW_NS), Some(1));
         }
         kill(&upstream, 1);
-        assert_eq!(upstream.choose(0, Some(0), 0), Some(0));
+        assert_eq!(upstream.choose(0, Some(0), 0, NOW_NS), Some(0));
         kill(&upstream, 0);
-        assert_eq!(upstream.choose(0, Some(0), 0), None);
+        assert_eq!(upstream.choose(0, Some(0), 0, NOW_NS), None);
     }
 }
 
@@ -130,11 +134,14 @@ fn workers_begin_at_different_endpoints() {
         None,
     );
     assert_eq!(
-        (upstream.choose(0, None, 0), upstream.choose(1, None, 0)),
+        (
+            upstream.choose(0, None, 0, NOW_NS),
+            upstream.choose(1, None, 0, NOW_NS)
+        ),
         (Some(0), Some(2))
     );
     assert!(
-        upstream.choose(9, None, 0).is_some(),
+        upstream.choose(9, None, 0, NOW_NS).is_some(),
         "a worker that nobody announced still gets an answer"
     );
 }
@@ -207,4 +214,30 @@ fn weights_choose_among_upstreams() {
     assert_eq!(choose_weighted(&[(4, 1)], 12), Some(4));
     assert_eq!(choose_weighted(&[(4, 0)], 12), None);
     assert_eq!(choose_weighted(&[], 12), None);
+}
+
+#[test]
+fn an_endpoint_on_hold_is_left_out_while_there_is_another() {
+    for balance in [Balance::RoundRobin, Balance::Random] {
+        let upstream = Upstream::new(&upstream(balance, &[(1, 1), (2, 1)]), 1, None);
+        upstream.endpoints[0].hold(NOW_NS + 1);
+        for random in 0..20 {
+            assert_eq!(upstream.choose(0, None, random << 59, NOW_NS), Some(1));
+        }
+        assert_eq!(
+            upstream.choose(0, Some(1), 0, NOW_NS),
+            Some(0),
+            "the one that just failed is no better"
+        );
+        kill(&upstream, 1);
+        assert_eq!(
+            upstream.choose(0, None, 0, NOW_NS),
+            Some(0),
+            "there is no other"
+        );
+        let turns: Vec<_> = (0..2)
+            .map(|_| upstream.choose(0, None, 0, NOW_NS + 1))
+            .collect();
+        assert_eq!(turns, [Some(0), Some(0)], "the hold is over");
+    }
 }

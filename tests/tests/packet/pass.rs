@@ -36,29 +36,7 @@ fn syn(source: IpAddr, destination: IpAddr) -> Frame {
 #[test]
 fn every_map_and_program_has_the_name_that_both_halves_use() {
     let Some(mut loaded) = load() else { return };
-    let names = [
-        name::ABI,
-        name::PORTS,
-        name::LISTENERS4,
-        name::LISTENERS6,
-        name::UPSTREAMS,
-        name::RINGS,
-        name::ENDPOINTS,
-        name::HASH_KEYS,
-        name::NAT,
-        name::FLOWS,
-        name::NAT_FLOWS,
-        name::GUARD,
-        name::BANS,
-        name::RULE_DROPS,
-        name::VERDICTS,
-        name::LISTENER_TRAFFIC,
-        name::ENDPOINT_TRAFFIC,
-        name::CELLS,
-        name::STEER,
-        name::SOCKETS,
-    ];
-    let mut wanted = names.map(str::to_owned);
+    let mut wanted = name::MAPS.map(str::to_owned);
     wanted.sort();
     assert_eq!(loaded.map_names(), wanted);
     loaded.load_select();

@@ -110,7 +110,8 @@ fn go_on(stage: &Stage, sum: &mut Layer7) -> Result<(usize, usize)> {
             return Ok((within, refused));
         };
         let good = match response.status {
-            200 => refused == 0,
+            // Also after a refusal: the limit gives one back every now and then.
+            200 => true,
             429 => response.field("retry-after").is_some(),
             _ => false,
         };

@@ -48,7 +48,7 @@ pub fn play(stage: &Stage) -> Result<Layer7> {
             what: "... a wrong key",
             url: "https://api.test/orders/7",
             fields: &["-H", "x-api-key: guess"],
-            status: 403,
+            status: 401,
             origin: "",
         },
         Case {

@@ -1,6 +1,16 @@
 //! The kernel half as it stands, without changing it; taking it away; and what a process lacks to load it.
 
-use super::*;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use aya::programs::links::{FdLink, PinnedLink};
+use proxy_ebpf::abi::name;
+use serde::{Deserialize, Serialize};
+
+use super::{Interface, pinned_links};
+use crate::datapath::network::Network;
+use crate::datapath::{Mode, pin_folder};
 
 /// What stands in the kernel for an instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +71,7 @@ pub fn down(instance: &str) -> Result<Status> {
     let folder = pin_folder(instance);
     let links = pinned_links(&folder).into_iter().map(|(_, path)| path);
     // Links first: from then on packets go to Linux, and the maps are nobody's.
-    for path in links.chain(MAPS.iter().map(|map| folder.join(map))) {
+    for path in links.chain(name::MAPS.iter().map(|map| folder.join(map))) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error)
@@ -84,10 +94,13 @@ pub fn capabilities_missing() -> Vec<&'static str> {
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or(0);
     let has = |bit: u32| effective >> bit & 1 == 1;
-    let needed = [(12, "CAP_NET_ADMIN"), (39, "CAP_BPF")];
+    let needed = [
+        ("CAP_NET_ADMIN", has(12)),
+        ("CAP_BPF", has(39) || has(ADMIN)),
+    ];
     needed
         .into_iter()
-        .filter(|(bit, _)| !(has(*bit) || *bit == 39 && has(ADMIN)))
-        .map(|(_, name)| name)
+        .filter(|(_, held)| !held)
+        .map(|(name, _)| name)
         .collect()
 }

@@ -1,6 +1,13 @@
 //! Single entries of maps: their keys, how one is changed, and per-CPU counters summed.
 
-use super::*;
+use std::io;
+use std::net::IpAddr;
+
+use aya::maps::MapError;
+use proxy_ebpf::abi;
+
+use crate::datapath::map::{Counters, Table, Value};
+use crate::datapath::plan::Key;
 
 pub(super) fn key_of(address: IpAddr, port: [u8; 2], protocol: u8) -> Key {
     Key {

@@ -1,0 +1,235 @@
+//! One request of ours to one upstream: choose an endpoint, get a connection, send the request, wait for the head of the response.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::h1::{HeadError, Reader, Transfer, TransferError};
+use crate::message::{Limits, Method, ResponseHead};
+use crate::metric;
+use crate::net::{self, Either, Instant};
+use crate::origin::{OriginConnection, Pool};
+use crate::report::{Report, Sender};
+use crate::snapshot::Snapshot;
+use crate::upstream::{Active, Endpoint};
+
+/// Makes the calls of one worker.
+pub struct Caller {
+    worker: usize,
+    pool: Pool,
+    reports: Sender,
+    random: Cell<u64>,
+}
+
+/// A call under way: dropped, its connection is closed; see [`Call::succeed`] and [`Call::fail`].
+pub struct Call<'s> {
+    pub connection: OriginConnection,
+    /// The connection has served a call before, so the endpoint may have closed it while this one was sent.
+    pub is_reused: bool,
+    /// Which of its upstream's endpoints it is.
+    pub index: usize,
+    pub endpoint: &'s Endpoint,
+    metrics: &'s Arc<metric::Endpoint>,
+    active: Active<'s>,
+}
+
+/// The tries that a request has.
+#[derive(Clone, Copy, Debug)]
+pub struct Tries {
+    /// Tries after this one.
+    pub left: u32,
+    /// The endpoint that the last one failed with.
+    pub avoid: Option<usize>,
+}
+
+/// Why there is no connection for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// No endpoint is healthy, or none takes new work.
+    NoEndpoint,
+    /// The last endpoint that was tried refused, or cannot be reached.
+    Refused,
+    /// It did not answer in time.
+    Late,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub enum AnswerError {
+    /// The endpoint is to blame.
+    Head(HeadError),
+    /// The client's body is.
+    Upload(TransferError),
+}
+
+impl Caller {
+    /// `seed` is any number that differs between workers and that nobody can foresee.
+    pub fn new(worker: usize, reports: Sender, seed: u64) -> Self {
+        Self {
+            worker,
+            pool: Pool::default(),
+            reports,
+            random: Cell::new(seed | 1),
+        }
+    }
+
+    /// The next number of a sequence that outsiders do not know (xorshift64*, Marsaglia 2003, Vigna 2016).
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Connections that wait for a call.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Chooses an endpoint of an upstream and gets a connection to it. An endpoint that cannot be reached costs a try:
+    /// nothing was sent yet, so that any request may go to another one.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn begin<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        upstream: usize,
+        tries: &mut Tries,
+    ) -> Result<Call<'s>, ConnectError> {
+        loop {
+            let endpoints = snapshot
+                .upstreams
+                .get(upstream)
+                .ok_or(ConnectError::NoEndpoint)?;
+            let now_ns = net::now().as_ns();
+            let index = endpoints
+                .choose(self.worker, tries.avoid, self.random(), now_ns)
+                .ok_or(ConnectError::NoEndpoint)?;
+            match self.connect(snapshot, upstream, index, true).await {
+                Err(_) if tries.left > 0 => self.count_retry(snapshot, upstream, index, tries),
+                done => return done,
+            }
+        }
+    }
+
+    /// Another try after a call that failed, with another endpoint if there is one.
+    pub fn count_retry(
+        &self,
+        snapshot: &Snapshot,
+        upstream: usize,
+        index: usize,
+        tries: &mut Tries,
+    ) {
+        tries.left = tries.left.saturating_sub(1);
+        tries.avoid = Some(index);
+        snapshot.endpoint_metrics[upstream][index]
+            .of(self.worker)
+            .retries
+            .add(1);
+    }
+
+    /// A connection to this endpoint: a waiting one, or, if `may_reuse` is false or none waits, a new one.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        upstream: usize,
+        index: usize,
+        may_reuse: bool,
+    ) -> Result<Call<'s>, ConnectError> {
+        let endpoint = &snapshot.upstreams[upstream].endpoints[index];
+        let metrics = &snapshot.endpoint_metrics[upstream][index];
+        let active = endpoint.begin(self.worker);
+        metrics.of(self.worker).calls.add(1);
+        let waiting = if may_reuse {
+            self.pool.acquire(endpoint.address)
+        } else {
+            None
+        };
+        if let Some(connection) = waiting {
+            return Ok(Call {
+                connection,
+                is_reused: true,
+                index,
+                endpoint,
+                metrics,
+                active,
+            });
+        }
+        let limits = &snapshot.tunables.upstream;
+        let deadline = net::now() + limits.connect_timeout;
+        let error = match net::timeout(deadline, net::connect(endpoint.address)).await {
+            Ok(Ok(stream)) => {
+                let connection = OriginConnection::new(stream, self.worker, Arc::clone(metrics));
+                return Ok(Call {
+                    connection,
+                    is_reused: false,
+                    index,
+                    endpoint,
+                    metrics,
+                    active,
+                });
+            }
+            Ok(Err(_)) => ConnectError::Refused,
+            Err(net::Elapsed) => ConnectError::Late,
+        };
+        endpoint.hold((net::now() + limits.failed_hold).as_ns());
+        self.blame(endpoint, metrics, active);
+        Err(error)
+    }
+
+    /// The call has brought a whole response; its connection can serve another one if both sides let it live.
+    pub fn succeed(&self, call: Call<'_>, keep_alive: bool, idle_max: usize) {
+        if keep_alive {
+            self.pool.release(call.connection, idle_max, net::now());
+        }
+    }
+
+    /// The call has failed by the endpoint's fault; its connection is closed.
+    pub fn fail(&self, call: Call<'_>) {
+        self.blame(call.endpoint, call.metrics, call.active);
+    }
+
+    fn blame(&self, endpoint: &Endpoint, metrics: &metric::Endpoint, active: Active<'_>) {
+        active.fail();
+        metrics.of(self.worker).failures.add(1);
+        self.reports.send(Report::EndpointFailed {
+            address: endpoint.address,
+        });
+    }
+}
+
+/// Reads the head of the response, an interim one or the final one, while the request is being sent.
+///
+/// The endpoint's time starts when it has the whole request. When it takes no more of it, it may have answered already.
+///
+/// # Errors
+/// See [`AnswerError`].
+pub async fn answer(
+    reader: &mut Reader<'_>,
+    upload: &mut Transfer<'_, '_>,
+    response: &mut ResponseHead,
+    method: Method,
+    limits: &Limits,
+    timeout: Duration,
+) -> Result<(), AnswerError> {
+    const NEVER: Instant = Instant::from_ns(u64::MAX);
+    let mut parse = |bytes: &[u8]| response.parse(bytes, method, limits);
+    if !upload.is_done() {
+        match net::select(upload.run(), reader.head(NEVER, &mut parse)).await {
+            Either::Left(Ok(()) | Err(TransferError::Sink | TransferError::SinkLate)) => {}
+            Either::Left(Err(error)) => return Err(AnswerError::Upload(error)),
+            Either::Right(head) => return head.map_err(AnswerError::Head),
+        }
+    }
+    let deadline = net::now() + timeout;
+    reader
+        .head(deadline, &mut parse)
+        .await
+        .map_err(AnswerError::Head)
+}

@@ -1,0 +1,193 @@
+//! One client's connection: TLS, then exchanges, until either side closes; and the list of those that are open.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::drain::{Drain, Stop};
+use crate::exchange::{self, Client, Gateway, Next};
+use crate::metric;
+use crate::net::{self, Either, Stream};
+use crate::tls::{HandshakeError, Transport};
+
+/// How long the client may go on sending after our last byte. Closed at once, the kernel would answer what still comes with
+/// a reset, which takes from the client what it has not read yet (RFC 9112 section 9.6).
+const LINGER: Duration = Duration::from_secs(2);
+
+/// An address that is listened on, as its connections know it.
+#[derive(Debug)]
+pub struct Place {
+    pub address: SocketAddr,
+    /// Index in the present `Config::listeners`; None once the configuration has it no more.
+    pub listener: Cell<Option<usize>>,
+}
+
+/// The open connections of one worker.
+#[derive(Default)]
+pub struct Connections {
+    open: RefCell<Slab<Open>>,
+}
+
+struct Open {
+    peer: IpAddr,
+    place: Rc<Place>,
+    drain: Rc<Drain>,
+}
+
+/// A connection's entry in the list, for as long as it is open.
+struct Entry<'c> {
+    connections: &'c Connections,
+    key: usize,
+}
+
+impl Connections {
+    pub fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Asks those to stop that fulfil a condition on peer and place, and says how many there are.
+    pub fn stop(&self, stop: Stop, which: impl Fn(IpAddr, &Place) -> bool) -> usize {
+        let open = self.open.borrow();
+        let chosen = open
+            .iter()
+            .filter(|(_, open)| which(open.peer, &open.place));
+        chosen.map(|(_, open)| open.drain.ask(stop)).count()
+    }
+
+    fn enter(&self, peer: IpAddr, place: &Rc<Place>, drain: &Rc<Drain>) -> Entry<'_> {
+        let (place, drain) = (Rc::clone(place), Rc::clone(drain));
+        let key = self.open.borrow_mut().insert(Open { peer, place, drain });
+        Entry {
+            connections: self,
+            key,
+        }
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.connections.open.borrow_mut().remove(self.key);
+    }
+}
+
+/// Serves a connection that was accepted at this place, from its first byte to its last.
+pub async fn serve(
+    gateway: &Gateway,
+    connections: &Connections,
+    place: &Rc<Place>,
+    stream: Stream,
+) {
+    let drain = Rc::new(Drain::default());
+    let _entry = connections.enter(stream.peer().ip().to_canonical(), place, &drain);
+    let served = async {
+        if let Some(transport) = shake_hands(gateway, place, stream).await {
+            converse(gateway, place, &drain, Client::new(transport)).await;
+        }
+    };
+    // Asked to stop now, whatever goes on is dropped, and its connections are closed.
+    net::select(served, drain.asked(Stop::Now)).await;
+}
+
+/// What the configuration says of this place: TLS or not.
+async fn shake_hands(gateway: &Gateway, place: &Place, stream: Stream) -> Option<Transport> {
+    let snapshot = gateway.snapshot();
+    let Some(acceptor) = &snapshot.listeners.get(place.listener.get()?)?.acceptor else {
+        return Some(stream.into());
+    };
+    let deadline = net::now() + snapshot.tunables.tls.handshake_timeout;
+    let metrics = gateway.metrics();
+    match net::timeout(deadline, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            metrics.handshakes.add(1);
+            return Some(stream.into());
+        }
+        // Scanners and browsers that think better of it.
+        Ok(Err(HandshakeError::Closed)) => {}
+        Ok(Err(_)) | Err(net::Elapsed) => metrics.handshakes_failed.add(1),
+    }
+    None
+}
+
+/// One exchange after the other.
+async fn converse(gateway: &Gateway, place: &Place, drain: &Drain, mut client: Client) {
+    let mut bytes = Bytes::default();
+    loop {
+        let next = match await_request(gateway, drain, &mut client).await {
+            Some(()) => match place.listener.get() {
+                Some(listener) => exchange::serve(gateway, &mut client, listener, drain).await,
+                None => Next::Close,
+            },
+            None => Next::Close,
+        };
+        bytes.count(gateway, place, client.wire.transport());
+        match next {
+            Next::Exchange => {}
+            Next::Close => return close(gateway, client.wire.transport()).await,
+            Next::Abort => return client.wire.transport().abort(),
+        }
+    }
+}
+
+/// Waits for the first byte of a request; None if it is not to be waited for any more.
+async fn await_request(gateway: &Gateway, drain: &Drain, client: &mut Client) -> Option<()> {
+    let (mut reader, _) = client.wire.split();
+    let deadline = net::now() + gateway.snapshot().tunables.http.idle_timeout;
+    let request = net::timeout(deadline, reader.wait());
+    match net::select(request, drain.asked(Stop::Soon)).await {
+        Either::Left(Ok(true)) => Some(()),
+        Either::Left(Ok(false) | Err(net::Elapsed)) | Either::Right(()) => None,
+    }
+}
+
+/// Says that nothing more comes, behind what is being sent, and waits for the client to agree.
+async fn close(gateway: &Gateway, transport: &Transport) {
+    let deadline = net::now() + gateway.snapshot().tunables.net.send_timeout;
+    if !matches!(
+        net::timeout(deadline, transport.shutdown()).await,
+        Ok(Ok(()))
+    ) {
+        return;
+    }
+    let deadline = net::now() + LINGER;
+    let forget = async { while let Ok(Some(_)) = transport.tcp().recv().await {} };
+    let _ = net::timeout(deadline, forget).await;
+}
+
+/// Of a connection's bytes, those that were counted.
+#[derive(Default)]
+struct Bytes {
+    received: u64,
+    sent: u64,
+}
+
+impl Bytes {
+    fn count(&mut self, gateway: &Gateway, place: &Place, transport: &Transport) {
+        let (received, sent) = (
+            transport.tcp().received_bytes(),
+            transport.tcp().sent_bytes(),
+        );
+        if let Some(metrics) = listener_metrics(gateway, place) {
+            let shard = metrics.of(gateway.worker());
+            shard.received_bytes.add(received - self.received);
+            shard.sent_bytes.add(sent - self.sent);
+        }
+        *self = Self { received, sent };
+    }
+}
+
+/// The counters of the listener at this place.
+pub fn listener_metrics(
+    gateway: &Gateway,
+    place: &Place,
+) -> Option<std::sync::Arc<metric::Listener>> {
+    let snapshot = gateway.snapshot();
+    let listener = snapshot.listeners.get(place.listener.get()?)?;
+    Some(std::sync::Arc::clone(&listener.metrics))
+}

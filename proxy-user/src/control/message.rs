@@ -1,0 +1,92 @@
+//! What keeper and daemon say to each other.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::configuration::Flags;
+use crate::config::{Bundle, Diagnostic};
+use crate::datapath::{Interface, Names};
+
+/// From the keeper. Descriptors come in the order: admin socket, cells, maps, then `sockets`; the first three only with `start`.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToDaemon {
+    /// Make this configuration the one in force. Answered with `Applied` or `Refused`.
+    Apply(Box<Apply>),
+    /// The reload that was asked for came to nothing: the files are bad, or a socket could not be opened.
+    NotApplied(Vec<Diagnostic>),
+    /// End all exchanges in an orderly way, then end.
+    Drain,
+    /// End.
+    Stop,
+}
+
+/// A generation of the configuration.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Apply {
+    pub generation: u64,
+    /// The main file, by the path under which `bundle` has it.
+    pub main: PathBuf,
+    pub bundle: Bundle,
+    pub flags: Flags,
+    /// New listening sockets.
+    pub sockets: Vec<Socket>,
+    /// Addresses that are not listened on any more.
+    pub closed: Vec<SocketAddr>,
+    /// In the first message to a daemon.
+    pub start: Option<Start>,
+}
+
+/// A listening socket, which comes beside the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    pub address: SocketAddr,
+    /// Index of the worker that it is for.
+    pub worker: usize,
+}
+
+/// What a daemon needs to know once.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Start {
+    pub instance: String,
+    /// The CPU of each worker.
+    pub cpus: Vec<usize>,
+    /// Daemons before this one.
+    pub restarts: u64,
+    /// Rate cells in the memory that comes beside.
+    pub cells: usize,
+    /// What their keys are hashed with: secret, and as old as the keeper.
+    pub cells_seed: u64,
+    /// Where XDP is attached; empty without a datapath.
+    pub interfaces: Vec<Interface>,
+    /// Names of the maps that come beside.
+    pub maps: Vec<String>,
+    pub memory: Memory,
+}
+
+/// What a daemon wants the next one to know; the keeper keeps it and does not read it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Ids in the maps.
+    pub names: Names,
+    /// Tunables that were set at run time.
+    pub runtime: Vec<(String, String)>,
+}
+
+/// From the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToKeeper {
+    /// The generation is in force, and the daemon needs no socket of the one before.
+    Applied {
+        generation: u64,
+    },
+    /// The generation is not in force; the one before still is.
+    Refused {
+        generation: u64,
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// Somebody asked for a reload.
+    Reload,
+    Remember(Memory),
+}

@@ -1,0 +1,160 @@
+//! What control learns from workers, from probes and as time passes.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use super::{Control, is_healthy};
+use crate::config::PolicyKind;
+use crate::control::offences::Judgement;
+use crate::control::probes::Answer;
+use crate::datapath::Writer;
+use crate::report::{self, Report};
+use crate::worker;
+
+impl Control {
+    /// What workers told since the last time.
+    pub fn read_reports(&mut self, reports: &mpsc::Receiver<Report>) {
+        let now = Instant::now();
+        // As many as the queue holds; the rest waits, so that a flood does not keep us here.
+        for report in reports.try_iter().take(report::QUEUE_MAX) {
+            match report {
+                Report::Offence {
+                    source,
+                    generation,
+                    policy,
+                } => self.offence(source, generation, policy, now),
+                Report::Identity { source, consumer } => {
+                    self.offences.identity(source, consumer, now)
+                }
+                // Workers themselves leave such an endpoint out for a while; belief is the probes' matter.
+                Report::EndpointFailed { .. } => {}
+            }
+        }
+    }
+
+    fn offence(&mut self, source: IpAddr, generation: u64, policy: usize, now: Instant) {
+        let Some(snapshot) = self
+            .snapshot
+            .as_ref()
+            .filter(|snapshot| snapshot.generation == generation)
+        else {
+            return;
+        };
+        let Some(policy) = snapshot.config.policies.get(policy) else {
+            return;
+        };
+        let PolicyKind::RateLimit(limit) = &policy.kind else {
+            return;
+        };
+        let Some(ban) = limit.ban else { return };
+        let rule = policy.name.clone();
+        let rule_id = snapshot
+            .config
+            .policies
+            .iter()
+            .position(|one| one.name == rule)
+            .unwrap_or(0) as u32;
+        let identities = snapshot.tunables.guard.ban_identities as usize;
+        match self.offences.offence(source, rule_id, ban, identities, now) {
+            Judgement::Wait => {}
+            Judgement::Spare => {
+                self.registry.control.bans_spared.fetch_add(1, Relaxed);
+                log::info!(
+                    "not banned, because many users stand behind it: source={source} rule={rule}"
+                );
+            }
+            Judgement::Ban => {
+                match self
+                    .bans
+                    .add(self.datapath.as_mut(), source, &rule, ban.duration)
+                {
+                    Ok(()) => {
+                        self.registry.control.bans_issued.fetch_add(1, Relaxed);
+                        log::info!("banned: source={source} rule={rule} for={:?}", ban.duration);
+                        self.close_source(source);
+                    }
+                    Err(error) => log::warn!("cannot ban: source={source} rule={rule}: {error:#}"),
+                }
+            }
+        }
+    }
+
+    /// Open connections of a banned source would hang: their packets do not come any more.
+    pub(super) fn close_source(&self, source: IpAddr) {
+        for worker in &self.workers {
+            worker.tell(worker::Command::CloseSource(source));
+        }
+    }
+
+    /// An endpoint answered, or did not.
+    pub fn probed(&mut self, answer: &Answer) {
+        let Some(snapshot) = self.snapshot.clone() else {
+            return;
+        };
+        let Some(index) = snapshot
+            .config
+            .upstreams
+            .iter()
+            .position(|upstream| upstream.name == answer.upstream)
+        else {
+            return;
+        };
+        let Some(probe) = &snapshot.config.upstreams[index].probe else {
+            return;
+        };
+        let endpoints = snapshot
+            .upstreams
+            .get(index)
+            .map(|upstream| &upstream.endpoints[..])
+            .unwrap_or_default();
+        let Some(endpoint) = endpoints
+            .iter()
+            .find(|endpoint| endpoint.address == answer.address)
+        else {
+            return;
+        };
+        let Some(belief) = endpoint
+            .health()
+            .record(answer.good, probe.rise, probe.fall)
+        else {
+            return;
+        };
+        let (upstream, address) = (&answer.upstream, answer.address);
+        self.registry
+            .endpoint(upstream, &address.to_string())
+            .believe(belief.is_healthy);
+        match belief.is_healthy {
+            true => log::info!("healthy again: upstream={upstream} endpoint={address}"),
+            false => log::warn!(
+                "unhealthy: upstream={upstream} endpoint={address} reason={:?}",
+                answer.reason
+            ),
+        }
+        self.choose_endpoints();
+    }
+
+    /// Lets the kernel half forward to the endpoints that are healthy and reached now.
+    fn choose_endpoints(&mut self) {
+        let (Some(datapath), Some(snapshot)) = (&mut self.datapath, &self.snapshot) else {
+            return;
+        };
+        let healthy = |upstream, address| is_healthy(snapshot, upstream, address);
+        if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
+            log::error!("the rings keep their endpoints: {error:#}");
+        }
+    }
+
+    /// Once a second.
+    pub fn housekeeping(&mut self) {
+        if let Err(error) = self.bans.sweep(self.datapath.as_mut()) {
+            log::error!("cannot end bans that are over: {error:#}");
+        }
+        match self.datapath.as_mut().map(Writer::refresh_neighbours) {
+            Some(Ok(true)) => self.choose_endpoints(),
+            Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),
+            Some(Ok(false)) | None => {}
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The way of one request and its response: read head, find route, run policies, act, stream the bodies, report.
+
+mod gateway;
+mod relay;
+mod reply;
+
+use std::cell::Cell;
+use std::net::IpAddr;
+
+use crate::codec::h1::{Body, BodyDecoder, Wire};
+use crate::config::{Action, Route};
+use crate::drain::{Drain, Stop};
+use crate::message::{Framing, Reply, RequestHead, ResponseHead};
+use crate::metric;
+use crate::net::{self, Instant};
+use crate::offload;
+use crate::policy::{Facts, Step};
+use crate::report::Report;
+use crate::snapshot::Snapshot;
+use crate::tls::Transport;
+
+pub use gateway::Gateway;
+
+/// A client as its exchanges know it; the memory of its heads is used again for each.
+pub struct Client {
+    pub wire: Wire,
+    origin: Origin,
+    request: RequestHead,
+    response: ResponseHead,
+    /// Exchanges so far.
+    exchanges: u32,
+}
+
+/// Where requests come from.
+struct Origin {
+    address: IpAddr,
+    /// The same, written once for all `X-Forwarded-For`.
+    text: String,
+    /// `http` or `https`.
+    scheme: &'static str,
+}
+
+/// What becomes of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It lives on for another exchange.
+    Exchange,
+    /// It ends behind what was sent.
+    Close,
+    /// It is broken off: what was sent must not look whole.
+    Abort,
+}
+
+/// One exchange under way; counted when it is dropped, however it ended.
+struct Exchange<'e> {
+    gateway: &'e Gateway,
+    snapshot: &'e Snapshot,
+    client: &'e Origin,
+    out: &'e Transport,
+    started: Instant,
+    metrics: &'e metric::Route,
+    /// The connection may live on, as far as the request and we are concerned.
+    keep_alive: bool,
+    /// The status that was sent; 0 as long as none was.
+    status: Cell<u16>,
+}
+
+impl Client {
+    pub fn new(transport: impl Into<Transport>) -> Self {
+        let wire = Wire::new(transport);
+        let address = wire.transport().peer().ip().to_canonical();
+        let scheme = if wire.transport().tls().is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        Self {
+            wire,
+            origin: Origin {
+                address,
+                text: address.to_string(),
+                scheme,
+            },
+            request: RequestHead::default(),
+            response: ResponseHead::default(),
+            exchanges: 0,
+        }
+    }
+}
+
+/// Serves one request to a client of this listener (index in `Config::listeners`), of which the first byte has arrived.
+///
+/// `drain` is the connection's: when it is to stop soon, the client is told that this was the last exchange.
+pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
+    let snapshot = gateway.snapshot();
+    let Some(at) = snapshot.listeners.get(listener) else {
+        return Next::Close;
+    };
+    let Client {
+        wire,
+        request,
+        response,
+        ..
+    } = client;
+    let (mut reader, out) = wire.split();
+    let mut exchange = Exchange {
+        gateway,
+        snapshot: &snapshot,
+        client: &client.origin,
+        out,
+        started: net::now(),
+        metrics: &at.unrouted,
+        keep_alive: false,
+        status: Cell::new(0),
+    };
+
+    let deadline = exchange.started + snapshot.tunables.http.head_timeout;
+    let limits = &snapshot.request_limits;
+    let head = reader
+        .head(deadline, |bytes| request.parse(bytes, limits))
+        .await;
+    if let Err(error) = head {
+        return exchange.refuse_head(error).await;
+    }
+    client.exchanges = client.exchanges.saturating_add(1);
+    let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
+    exchange.keep_alive = request.keep_alive() && !is_last && !drain.is(Stop::Soon);
+    let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
+
+    let Some(found) = snapshot
+        .routes
+        .find(listener, request.host(), request.path())
+    else {
+        return exchange
+            .reply(Reply::new(404, "no_route"), request, &mut body)
+            .await;
+    };
+    let index = found.index;
+    let route = &snapshot.config.routes[index];
+    exchange.metrics = &at.routes[index];
+    if let Err(reply) = exchange.admit(route, request) {
+        return exchange.reply(reply, request, &mut body).await;
+    }
+    match &route.action {
+        Action::Upstream(choices) => {
+            relay::relay(&exchange, route, choices, request, response, &mut body).await
+        }
+        Action::Respond {
+            status,
+            headers,
+            body: content,
+        } => {
+            let fields = headers.iter().map(|(name, value)| (&**name, &**value));
+            exchange
+                .respond(*status, fields, content, request, &mut body)
+                .await
+        }
+        Action::Redirect { status, location } => {
+            let fields = [("location", &**location)].into_iter();
+            exchange
+                .respond(*status, fields, b"", request, &mut body)
+                .await
+        }
+    }
+}
+
+impl Exchange<'_> {
+    /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
+    fn admit(&self, route: &Route, request: &mut RequestHead) -> Result<(), Reply> {
+        let (snapshot, source) = (self.snapshot, self.client.address);
+        if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
+        {
+            return Err(Reply::new(413, "body_too_large"));
+        }
+        let mut facts = Facts {
+            peer: source,
+            now_ns: offload::now_ns(),
+            consumer: None,
+        };
+        for policy in &route.policies {
+            let step =
+                snapshot
+                    .policies
+                    .request(*policy, request, &mut facts, self.gateway.cells());
+            let Step::Refuse(refusal) = step else {
+                continue;
+            };
+            if refusal.offence.is_some() {
+                let generation = snapshot.generation;
+                self.gateway.report(Report::Offence {
+                    source,
+                    generation,
+                    policy: *policy,
+                });
+            }
+            return Err(refusal.reply);
+        }
+        if let Some(consumer) = facts.consumer {
+            self.gateway.identify(source, consumer);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        let status = self.status.get();
+        // An exchange that sent nothing has no status: its client was gone.
+        if status > 0 {
+            let took = net::now() - self.started;
+            let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            self.metrics.count(self.gateway.worker(), status, took_us);
+        }
+    }
+}
+
+/// Reads and forgets what is left of a request's body, so that the next request can be found behind it.
+async fn settle(exchange: &Exchange<'_>, body: &mut Body<'_>, keep_alive: bool) -> Next {
+    let http = &exchange.snapshot.tunables.http;
+    let (deadline, mut left) = (net::now() + http.body_timeout, http.drain_bytes_max);
+    while keep_alive && !body.is_ended() {
+        let next = net::timeout(deadline, body.next()).await;
+        let Ok(Ok(Some(data))) = next else { break };
+        match left.checked_sub(data.len()) {
+            Some(rest) => left = rest,
+            None => return Next::Close,
+        }
+    }
+    if keep_alive && body.is_ended() {
+        Next::Exchange
+    } else {
+        Next::Close
+    }
+}

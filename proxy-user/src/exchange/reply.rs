@@ -1,0 +1,106 @@
+//! Answers that no origin gave: refusals, fixed responses, redirects.
+
+use super::{Exchange, Next, settle};
+use crate::codec::h1::{Body, HeadError};
+use crate::message::{Delivery, Framing, Method, Reply, RequestHead, encode_reply};
+use crate::net;
+
+impl Exchange<'_> {
+    /// There is no request; its sender is told why, if anybody can still hear it.
+    pub(super) async fn refuse_head(&self, error: HeadError) -> Next {
+        let reply = match error {
+            HeadError::Gone | HeadError::CutShort => return Next::Close,
+            HeadError::Late => Reply::new(408, "head_timeout"),
+            HeadError::Refused(reject) => Reply::from(reject),
+        };
+        self.refuse(&reply, None).await
+    }
+
+    /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
+    pub(super) async fn refuse(&self, reply: &Reply, request: Option<&RequestHead>) -> Next {
+        self.gateway.metrics().reject(reply.reason);
+        let mut bytes = Vec::new();
+        reply.encode(
+            &mut bytes,
+            &Delivery {
+                date: &self.gateway.date(),
+                keep_alive: false,
+                is_http10: request.is_some_and(RequestHead::is_http10),
+                is_head: request.is_some_and(|request| request.method() == Method::Head),
+            },
+        );
+        self.send(reply.status, bytes).await;
+        Next::Close
+    }
+
+    /// Refuses the request, and counts why.
+    pub(super) async fn reply(
+        &self,
+        reply: Reply,
+        request: &RequestHead,
+        body: &mut Body<'_>,
+    ) -> Next {
+        self.gateway.metrics().reject(reply.reason);
+        let keep_alive = self.may_keep_alive(request, body);
+        let mut bytes = Vec::new();
+        reply.encode(
+            &mut bytes,
+            &self.delivery(request, keep_alive, &self.gateway.date()),
+        );
+        self.send(reply.status, bytes).await;
+        settle(self, body, keep_alive).await
+    }
+
+    /// Answers with what the configuration says.
+    pub(super) async fn respond<'f>(
+        &self,
+        status: u16,
+        fields: impl Iterator<Item = (&'f str, &'f str)>,
+        content: &[u8],
+        request: &RequestHead,
+        body: &mut Body<'_>,
+    ) -> Next {
+        let keep_alive = self.may_keep_alive(request, body);
+        let mut bytes = Vec::new();
+        encode_reply(
+            &mut bytes,
+            status,
+            fields,
+            content,
+            &self.delivery(request, keep_alive, &self.gateway.date()),
+        );
+        self.send(status, bytes).await;
+        settle(self, body, keep_alive).await
+    }
+
+    fn delivery<'d>(&self, request: &RequestHead, keep_alive: bool, date: &'d str) -> Delivery<'d> {
+        Delivery {
+            date,
+            keep_alive,
+            is_http10: request.is_http10(),
+            is_head: request.method() == Method::Head,
+        }
+    }
+
+    /// Behind a request that is answered before its body was read, the next one is found only if the body is short, and
+    /// surely sent: a client that waits for a 100 may send it or not (RFC 9110 section 10.1.1).
+    fn may_keep_alive(&self, request: &RequestHead, body: &Body<'_>) -> bool {
+        let drained_max = self.snapshot.tunables.http.drain_bytes_max as u64;
+        let is_short = match request.framing() {
+            Framing::Length(length) => length <= drained_max,
+            Framing::Chunked => true,
+            Framing::None | Framing::UntilClose => true,
+        };
+        self.keep_alive && (body.is_ended() || (is_short && !request.expects_continue()))
+    }
+
+    /// Sends a whole answer. A client that takes nothing any more learns nothing.
+    async fn send(&self, status: u16, bytes: Vec<u8>) {
+        let deadline = net::now() + self.snapshot.tunables.net.send_timeout;
+        if let Ok(Ok(())) = net::timeout(deadline, self.out.idle()).await
+            && self.out.queue([bytes.into()]).is_ok()
+        {
+            self.status.set(status);
+        }
+    }
+}

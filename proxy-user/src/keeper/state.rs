@@ -1,0 +1,273 @@
+//! The keeper's life after its start: what holds, what is being tried, and what happens on each event.
+
+mod reload;
+mod watch;
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::fcntl::Flock;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::User;
+
+use super::Settings;
+use super::daemon::Daemon;
+use super::signal::Signals;
+use super::sockets::Sockets;
+use crate::config::{Bundle, Config, ListenerMode, Loaded, diagnostic};
+use crate::control::message::{Memory, ToDaemon};
+use crate::datapath::Kernel;
+use crate::tunable::Tunables;
+
+/// How long a daemon may take to put a configuration in force.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a daemon may take to end when told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Waits before a daemon that keeps dying is started again: doubled each time.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A daemon that lived so long did not die of its start.
+const LIVED: Duration = Duration::from_secs(10);
+
+/// The file that remembers ids beside the pins.
+const MEMORY_FILE: &str = "memory.json";
+
+/// A generation: the files it came from, and what they said.
+struct Generation {
+    number: u64,
+    bundle: Bundle,
+    config: Config,
+    tunables: Tunables,
+}
+
+/// A generation that the daemon has not yet answered for.
+struct Pending {
+    generation: Generation,
+    /// Addresses whose sockets were opened for it.
+    opened: Vec<SocketAddr>,
+    deadline: Instant,
+}
+
+pub(super) struct Keeper {
+    settings: Settings,
+    signals: Signals,
+    user: Option<User>,
+    kernel: Option<Kernel>,
+    cpus: Vec<usize>,
+    cells: OwnedFd,
+    /// Keys the hashes of rate cells. Daemons come and go, and a key must find its cell again.
+    cells_seed: u64,
+    admin: UnixListener,
+    folder: PathBuf,
+    lock: Option<Flock<File>>,
+    sockets: Sockets,
+    daemon: Option<Daemon>,
+    in_force: Option<Generation>,
+    pending: Option<Pending>,
+    reload_again: bool,
+    memory: Memory,
+    restarts: u64,
+    backoff: Duration,
+    restart_at: Option<Instant>,
+    /// When the daemon is killed that was told to end.
+    ending: Option<Instant>,
+}
+
+impl Keeper {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a thing that the keeper holds from its start to its end"
+    )]
+    pub fn new(
+        settings: Settings,
+        signals: Signals,
+        user: Option<User>,
+        kernel: Option<Kernel>,
+        cpus: Vec<usize>,
+        cells: OwnedFd,
+        admin: UnixListener,
+        folder: PathBuf,
+    ) -> Self {
+        let memory = fs::read(folder.join(MEMORY_FILE))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        // What was set at run time ends with the keeper; ids live as long as the pins.
+        let memory = Memory {
+            runtime: Vec::new(),
+            ..memory.unwrap_or_default()
+        };
+        Self {
+            settings,
+            signals,
+            user,
+            kernel,
+            cpus,
+            cells,
+            cells_seed: RandomState::new().hash_one(std::process::id()),
+            admin,
+            folder,
+            lock: None,
+            sockets: Sockets::default(),
+            daemon: None,
+            in_force: None,
+            pending: None,
+            reload_again: false,
+            memory,
+            restarts: 0,
+            backoff: Duration::ZERO,
+            restart_at: None,
+            ending: None,
+        }
+    }
+
+    /// Keeps the instance's lock until the end.
+    pub fn hold(&mut self, lock: Flock<File>) {
+        self.lock = Some(lock);
+    }
+
+    /// From the first generation to the end.
+    ///
+    /// # Errors
+    /// The first daemon cannot be started, or ends before it is ready.
+    pub fn run(mut self, loaded: Loaded, bundle: Bundle) -> Result<ExitCode> {
+        let opened = match self.open_sockets(&loaded.config, &loaded.tunables) {
+            Ok(opened) => opened,
+            Err(faults) => {
+                eprint!("{}", diagnostic::render(&faults, self.settings.colour));
+                self.clean_up();
+                return Ok(ExitCode::FAILURE);
+            }
+        };
+        let generation = Generation {
+            number: 1,
+            bundle,
+            config: loaded.config,
+            tunables: loaded.tunables,
+        };
+        self.pending = Some(Pending {
+            generation,
+            opened,
+            deadline: Instant::now() + APPLY_TIMEOUT,
+        });
+        let ended = self.start_daemon().and_then(|()| self.serve());
+        self.clean_up();
+        ended
+    }
+
+    fn serve(&mut self) -> Result<ExitCode> {
+        loop {
+            let (signal, said, ended) = self.wait()?;
+            if signal {
+                while let Some(signal) = self.signals.next() {
+                    self.take(signal);
+                }
+            }
+            if said {
+                self.listen();
+            }
+            if ended && let Some(code) = self.daemon_ended()? {
+                return Ok(code);
+            }
+            if self.refused_first() {
+                return Ok(ExitCode::FAILURE);
+            }
+            self.mind_the_time()?;
+            if self.daemon.is_none() && self.ending.is_some() {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+
+    /// Waits for a signal, a word of the daemon, its end, or the next deadline.
+    fn wait(&self) -> Result<(bool, bool, bool)> {
+        let deadlines = [
+            self.pending.as_ref().map(|pending| pending.deadline),
+            self.restart_at,
+            self.ending,
+        ];
+        let next = deadlines.into_iter().flatten().min();
+        let timeout = next.map_or(PollTimeout::NONE, |at| {
+            let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+        });
+        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if let Some(daemon) = &self.daemon {
+            polled.push(PollFd::new(daemon.channel(), PollFlags::POLLIN));
+            polled.push(PollFd::new(daemon.end(), PollFlags::POLLIN));
+        }
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error).context("wait for events"),
+        }
+        let came = |index: usize| polled.get(index).and_then(PollFd::any).unwrap_or(false);
+        Ok((came(0), came(1), came(2)))
+    }
+
+    fn take(&mut self, signal: Signal) {
+        match signal {
+            Signal::SIGHUP => self.reload(),
+            Signal::SIGTERM | Signal::SIGINT => self.end(ToDaemon::Stop, STOP_TIMEOUT),
+            Signal::SIGQUIT => {
+                let drain = self
+                    .in_force
+                    .as_ref()
+                    .map_or(Duration::ZERO, |now| now.tunables.worker.drain_timeout);
+                self.end(ToDaemon::Drain, drain + STOP_TIMEOUT);
+            }
+            Signal::SIGUSR1 | Signal::SIGUSR2 => {
+                log::warn!("{signal} does nothing in this version")
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, how: ToDaemon, within: Duration) {
+        log::info!(
+            "{}",
+            if matches!(how, ToDaemon::Drain) {
+                "draining"
+            } else {
+                "stopping"
+            }
+        );
+        self.ending = Some(Instant::now() + within);
+        self.restart_at = None;
+        if let Some(daemon) = &mut self.daemon
+            && daemon.say(&how, &[]).is_err()
+        {
+            daemon.kill();
+        }
+    }
+
+    /// What ends with us; the kernel half does not.
+    fn clean_up(&mut self) {
+        self.daemon = None;
+        let _ = fs::remove_file(&self.settings.admin);
+        let forwards = |now: &Generation| {
+            now.config
+                .listeners
+                .iter()
+                .any(|listener| matches!(listener.mode, ListenerMode::Forward { .. }))
+        };
+        if self.kernel.is_some() && self.in_force.as_ref().is_some_and(forwards) {
+            log::info!(
+                "the kernel half goes on forwarding; `sluice datapath down{}` ends that",
+                if self.settings.instance == "main" {
+                    String::new()
+                } else {
+                    format!(" --instance {}", self.settings.instance)
+                }
+            );
+        }
+    }
+}

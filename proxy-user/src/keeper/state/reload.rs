@@ -1,0 +1,226 @@
+//! A new generation: all of it comes into force, or nothing.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use super::{APPLY_TIMEOUT, Generation, Keeper, Pending};
+use crate::config::{Config, Diagnostic, diagnostic};
+use crate::control::message::{Apply, Socket, ToDaemon};
+use crate::keeper::daemon::Daemon;
+use crate::keeper::{read, tell_warnings};
+use crate::tunable::Tunables;
+
+impl Keeper {
+    /// Reads everything again; all of it comes into force, or nothing.
+    pub(super) fn reload(&mut self) {
+        if self.pending.is_some() || self.daemon.is_none() {
+            self.reload_again = true;
+            return;
+        }
+        let tried = read(&self.settings).and_then(|(loaded, bundle)| {
+            tell_warnings(&loaded.warnings, self.settings.colour);
+            self.refuse_restart_matters(&loaded.config)?;
+            let opened = self.open_sockets(&loaded.config, &loaded.tunables)?;
+            Ok((loaded, bundle, opened))
+        });
+        match tried {
+            Ok((loaded, bundle, opened)) => {
+                let number = self.in_force.as_ref().map_or(0, |now| now.number) + 1;
+                let generation = Generation {
+                    number,
+                    bundle,
+                    config: loaded.config,
+                    tunables: loaded.tunables,
+                };
+                self.pending = Some(Pending {
+                    generation,
+                    opened,
+                    deadline: Instant::now() + APPLY_TIMEOUT,
+                });
+                self.send_pending();
+            }
+            Err(diagnostics) => {
+                self.tell_refused(&diagnostics);
+                if let Some(daemon) = &mut self.daemon
+                    && daemon.say(&ToDaemon::NotApplied(diagnostics), &[]).is_err()
+                {
+                    daemon.kill();
+                }
+            }
+        }
+    }
+
+    fn tell_refused(&self, diagnostics: &[Diagnostic]) {
+        eprint!("{}", diagnostic::render(diagnostics, self.settings.colour));
+        log::error!(
+            "reload refused, generation {} goes on: {}",
+            self.in_force.as_ref().map_or(0, |now| now.number),
+            diagnostic::summary(diagnostics)
+        );
+    }
+
+    /// What only a new keeper can change.
+    fn refuse_restart_matters(&self, config: &Config) -> Result<(), Vec<Diagnostic>> {
+        let Some(now) = &self.in_force else {
+            return Ok(());
+        };
+        let (before, after) = (&now.config.datapath, &config.datapath);
+        if before.interfaces == after.interfaces && before.mode == after.mode {
+            return Ok(());
+        }
+        Err(vec![
+            Diagnostic::error(
+                "the interfaces and the mode of the datapath change only when Sluice starts",
+            )
+            .at(&after.at)
+            .help("restart Sluice: packets of forward listeners are forwarded meanwhile"),
+        ])
+    }
+
+    /// Opens and steers the sockets that are missing; answers their addresses.
+    pub(super) fn open_sockets(
+        &mut self,
+        config: &Config,
+        tunables: &Tunables,
+    ) -> Result<Vec<SocketAddr>, Vec<Diagnostic>> {
+        let opened = self
+            .sockets
+            .open_missing(config, self.cpus.len(), tunables.net.backlog)?;
+        let addresses: Vec<SocketAddr> = opened.iter().map(|(address, _)| address).collect();
+        if let Some(kernel) = &mut self.kernel {
+            for (address, sockets) in opened.iter() {
+                let group: Vec<(u32, BorrowedFd<'_>)> = self
+                    .cpus
+                    .iter()
+                    .zip(sockets)
+                    .map(|(cpu, socket)| (*cpu as u32, socket.as_fd()))
+                    .collect();
+                if let Err(error) = kernel.steer(address, &group) {
+                    // The kernel chooses by its own hash then: slower, and right.
+                    log::warn!(
+                        "connections to {address} are not steered to the CPU that takes them: {error:#}"
+                    );
+                }
+            }
+        }
+        self.sockets.extend(opened);
+        Ok(addresses)
+    }
+
+    fn close_sockets(&mut self, addresses: &[SocketAddr]) {
+        if let Some(kernel) = &mut self.kernel {
+            addresses
+                .iter()
+                .for_each(|address| kernel.unsteer(*address));
+        }
+        self.sockets.close(addresses);
+    }
+
+    /// Gives the pending generation to a daemon that runs already.
+    fn send_pending(&mut self) {
+        let (Some(pending), Some(daemon)) = (&self.pending, &mut self.daemon) else {
+            return;
+        };
+        let new = self
+            .sockets
+            .each()
+            .filter(|(address, ..)| pending.opened.contains(address));
+        let (sockets, descriptors): (Vec<_>, Vec<_>) = new
+            .map(|(address, worker, socket)| (Socket { address, worker }, socket))
+            .unzip();
+        let generation = &pending.generation;
+        let apply = Apply {
+            generation: generation.number,
+            main: self.settings.main.clone(),
+            bundle: generation.bundle.clone(),
+            flags: self.settings.flags.clone(),
+            sockets,
+            closed: self.sockets.surplus(&generation.config),
+            start: None,
+        };
+        if let Err(error) = daemon.say(&ToDaemon::Apply(Box::new(apply)), &descriptors) {
+            log::error!("the daemon does not listen: {error}");
+            daemon.kill();
+        }
+    }
+
+    pub(super) fn applied(&mut self, number: u64) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.ready = true;
+        }
+        match self
+            .pending
+            .take_if(|pending| pending.generation.number == number)
+        {
+            Some(pending) => {
+                let surplus = self.sockets.surplus(&pending.generation.config);
+                self.close_sockets(&surplus);
+                let first = self.in_force.replace(pending.generation).is_none();
+                self.tell_in_force(first);
+            }
+            None => {
+                let pid = self.daemon.as_ref().map_or(0, Daemon::pid);
+                log::info!(
+                    "a new daemon serves generation {number} on the same sockets: pid={pid}"
+                );
+            }
+        }
+        if std::mem::take(&mut self.reload_again) {
+            self.reload();
+        }
+    }
+
+    fn tell_in_force(&self, first: bool) {
+        let Some(now) = &self.in_force else { return };
+        if !first {
+            log::info!("generation {} is in force", now.number);
+            return;
+        }
+        for listener in &now.config.listeners {
+            let addresses: Vec<String> =
+                listener.addresses.iter().map(ToString::to_string).collect();
+            log::info!(
+                "listening: listener={} addresses={}",
+                listener.name,
+                addresses.join(",")
+            );
+        }
+        let pid = self.daemon.as_ref().map_or(0, Daemon::pid);
+        log::info!(
+            "ready: instance={} workers={} daemon={pid} admin={}",
+            self.settings.instance,
+            self.cpus.len(),
+            self.settings.admin.display()
+        );
+    }
+
+    pub(super) fn refused(&mut self, number: u64, diagnostics: &[Diagnostic]) {
+        self.tell_refused(diagnostics);
+        if self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.generation.number == number)
+        {
+            self.roll_back();
+        } else if let Some(daemon) = &mut self.daemon {
+            // It will not serve what served before: another may.
+            daemon.kill();
+        }
+        if std::mem::take(&mut self.reload_again) {
+            self.reload();
+        }
+    }
+
+    /// As if the pending generation had never been.
+    pub(super) fn roll_back(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            self.close_sockets(&pending.opened);
+        }
+    }
+
+    /// The first generation was refused: there is nothing to go on with.
+    pub(super) fn refused_first(&self) -> bool {
+        self.in_force.is_none() && self.pending.is_none()
+    }
+}

@@ -1,0 +1,198 @@
+//! The daemon's life: started, heard, restarted when it dies.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, MEMORY_FILE, STOP_TIMEOUT};
+use crate::control::message::{Apply, Memory, Socket, Start, ToDaemon, ToKeeper};
+use crate::datapath::Kernel;
+use crate::keeper::daemon::Daemon;
+
+impl Keeper {
+    pub(super) fn listen(&mut self) {
+        let Some(daemon) = &mut self.daemon else {
+            return;
+        };
+        match daemon.hear() {
+            Ok(Some(ToKeeper::Applied { generation })) => self.applied(generation),
+            Ok(Some(ToKeeper::Refused {
+                generation,
+                diagnostics,
+            })) => self.refused(generation, &diagnostics),
+            Ok(Some(ToKeeper::Reload)) => self.reload(),
+            Ok(Some(ToKeeper::Remember(memory))) => self.remember(memory),
+            // It has ended, or is no use any more.
+            Ok(None) => daemon.kill(),
+            Err(error) => {
+                log::error!("the daemon cannot be understood: {error}");
+                daemon.kill();
+            }
+        }
+    }
+
+    fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
+        let path = self.folder.join(MEMORY_FILE);
+        let fresh = self.folder.join("memory.json.new");
+        let written = serde_json::to_vec(&self.memory)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| fs::write(&fresh, bytes))
+            .and_then(|()| fs::rename(&fresh, &path));
+        if let Err(error) = written {
+            log::warn!(
+                "cannot write {}: {error}; counters may change their ids at the next start",
+                path.display()
+            );
+        }
+    }
+
+    pub(super) fn start_daemon(&mut self) -> Result<()> {
+        let generation = match (&self.in_force, &self.pending) {
+            (Some(now), _) => now,
+            (None, Some(first)) => &first.generation,
+            (None, None) => bail!("there is no configuration to start with"),
+        };
+        let daemon = Daemon::start(self.user.as_ref())?;
+        let maps = self
+            .kernel
+            .as_ref()
+            .map(Kernel::descriptors)
+            .transpose()?
+            .unwrap_or_default();
+        let mut descriptors = vec![self.admin.as_fd(), self.cells.as_fd()];
+        descriptors.extend(maps.iter().map(|(_, map)| map.as_fd()));
+        let (sockets, of_sockets): (Vec<_>, Vec<_>) = self
+            .sockets
+            .each()
+            .map(|(address, worker, socket)| (Socket { address, worker }, socket))
+            .unzip();
+        descriptors.extend(of_sockets);
+        let apply = Apply {
+            generation: generation.number,
+            main: self.settings.main.clone(),
+            bundle: generation.bundle.clone(),
+            flags: self.settings.flags.clone(),
+            sockets,
+            closed: Vec::new(),
+            start: Some(Start {
+                instance: self.settings.instance.clone(),
+                cpus: self.cpus.clone(),
+                restarts: self.restarts,
+                cells: generation.tunables.guard.cells_max as usize,
+                cells_seed: self.cells_seed,
+                interfaces: self
+                    .kernel
+                    .as_ref()
+                    .map(|kernel| kernel.interfaces.clone())
+                    .unwrap_or_default(),
+                maps: maps.iter().map(|(name, _)| name.clone()).collect(),
+                memory: self.memory.clone(),
+            }),
+        };
+        daemon
+            .say(&ToDaemon::Apply(Box::new(apply)), &descriptors)
+            .context("tell the daemon what to do")?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// The daemon has ended; the exit code, where that is the end of us as well.
+    pub(super) fn daemon_ended(&mut self) -> Result<Option<ExitCode>> {
+        // What it said last still counts.
+        while self
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| readable(daemon.channel()))
+        {
+            let before = self.daemon.as_ref().map(Daemon::pid);
+            match self.daemon.as_ref().map(Daemon::hear) {
+                Some(Ok(Some(ToKeeper::Refused {
+                    generation,
+                    diagnostics,
+                }))) => self.refused(generation, &diagnostics),
+                Some(Ok(Some(ToKeeper::Remember(memory)))) => self.remember(memory),
+                Some(Ok(Some(_))) => {}
+                _ => break,
+            }
+            if self.daemon.as_ref().map(Daemon::pid) != before {
+                break;
+            }
+        }
+        let Some(status) = self.daemon.as_mut().and_then(Daemon::ended) else {
+            return Ok(None);
+        };
+        let Some(daemon) = self.daemon.take() else {
+            return Ok(None);
+        };
+        if self.ending.is_some() {
+            return Ok(Some(ExitCode::SUCCESS));
+        }
+        if self.refused_first() {
+            return Ok(Some(ExitCode::FAILURE));
+        }
+        if self.in_force.is_none() {
+            bail!("the daemon ended before it was ready ({status}); what it said stands above");
+        }
+        if let Some(pending) = &self.pending {
+            log::error!(
+                "the daemon died over generation {}, which is refused for that",
+                pending.generation.number
+            );
+            self.roll_back();
+        }
+        self.restarts += 1;
+        let lived = daemon.ready && daemon.started.elapsed() >= LIVED;
+        self.backoff = match self.backoff {
+            _ if lived || self.restarts == 1 => Duration::ZERO,
+            Duration::ZERO => BACKOFF.0,
+            earlier => (earlier * 2).min(BACKOFF.1),
+        };
+        log::error!(
+            "the daemon died ({status}); sockets and kernel half stay, a new one starts in {:?}",
+            self.backoff
+        );
+        self.restart_at = Some(Instant::now() + self.backoff);
+        Ok(None)
+    }
+
+    pub(super) fn mind_the_time(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.restart_at.is_some_and(|at| now >= at) {
+            self.restart_at = None;
+            if let Err(error) = self.start_daemon() {
+                if self.in_force.is_none() {
+                    return Err(error);
+                }
+                log::error!("cannot start the daemon: {error:#}");
+                self.backoff = (self.backoff * 2).clamp(BACKOFF.0, BACKOFF.1);
+                self.restart_at = Some(now + self.backoff);
+            }
+        }
+        let late = self
+            .pending
+            .as_ref()
+            .is_some_and(|pending| now >= pending.deadline);
+        if late && let Some(daemon) = &mut self.daemon {
+            log::error!("the daemon did not answer within {APPLY_TIMEOUT:?}");
+            daemon.kill();
+        }
+        if self.ending.is_some_and(|deadline| now >= deadline)
+            && let Some(daemon) = &mut self.daemon
+        {
+            log::warn!("the daemon did not end in time and is killed");
+            daemon.kill();
+            self.ending = Some(now + STOP_TIMEOUT);
+        }
+        Ok(())
+    }
+}
+
+fn readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}

@@ -1,0 +1,111 @@
+//! Accepts connections on one socket and starts them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::connection::{self, Connections, Place};
+use crate::drain::{Drain, Stop};
+use crate::exchange::Gateway;
+use crate::net::{self, Either, Stream};
+use crate::offload::{self, Denied};
+
+/// How long accepting rests when it cannot go on: no descriptor is left, or enough connections are open.
+const REST: Duration = Duration::from_millis(20);
+
+/// What accepts on one worker.
+pub struct Accepting {
+    pub gateway: Rc<Gateway>,
+    pub connections: Rc<Connections>,
+    pub denied: Arc<Denied>,
+}
+
+/// One socket that is accepted from.
+pub struct Listening {
+    pub place: Rc<Place>,
+    drain: Rc<Drain>,
+}
+
+impl Listening {
+    /// Accepts from this socket, which listens already, until it is stopped.
+    ///
+    /// # Errors
+    /// When it is no listening TCP socket.
+    pub fn start(accepting: &Rc<Accepting>, fd: OwnedFd, listener: usize) -> io::Result<Self> {
+        let socket = net::Listener::from_fd(fd)?;
+        let place = Place {
+            address: socket.local(),
+            listener: Some(listener).into(),
+        };
+        let (place, drain) = (Rc::new(place), Rc::new(Drain::default()));
+        let listening = Self {
+            place: Rc::clone(&place),
+            drain: Rc::clone(&drain),
+        };
+        let accepting = Rc::clone(accepting);
+        net::spawn(async move {
+            while let Either::Left(step) =
+                net::select(accepting.step(&socket, &place), drain.asked(Stop::Soon)).await
+            {
+                if step.is_err() {
+                    net::sleep_until(net::now() + REST).await;
+                }
+            }
+            // Whoever was accepted is served; whoever waits in the kernel is the keeper's to give to somebody else.
+            let (waiting, _) = socket.quiesce().await;
+            waiting
+                .into_iter()
+                .for_each(|stream| accepting.start(&place, stream));
+        });
+        Ok(listening)
+    }
+
+    /// Accepts no more. The connections are not touched.
+    pub fn stop(&self) {
+        self.drain.ask(Stop::Soon);
+    }
+}
+
+impl Accepting {
+    /// Accepts one connection, if there is room for it.
+    async fn step(self: &Rc<Self>, socket: &net::Listener, place: &Rc<Place>) -> io::Result<()> {
+        let open_max = self.gateway.snapshot().tunables.net.connections_max as usize;
+        if self.connections.len() >= open_max {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let stream = socket.accept().await?;
+        self.start(place, stream);
+        Ok(())
+    }
+
+    fn start(self: &Rc<Self>, place: &Rc<Place>, stream: Stream) {
+        if self.denied.denies(stream.peer().ip(), offload::now_ns()) {
+            self.gateway.metrics().connections_banned.add(1);
+            return stream.abort();
+        }
+        let (this, place) = (Rc::clone(self), Rc::clone(place));
+        net::spawn(async move {
+            let metrics = connection::listener_metrics(&this.gateway, &place);
+            let shard = metrics
+                .as_ref()
+                .map(|metrics| metrics.of(this.gateway.worker()));
+            let _active = shard.map(|shard| {
+                shard.accepted.add(1);
+                shard.active.add(1);
+                Active(shard)
+            });
+            connection::serve(&this.gateway, &this.connections, &place, stream).await;
+        });
+    }
+}
+
+/// A connection that is counted as open; also when its task panics.
+struct Active<'m>(&'m crate::metric::ListenerShard);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.active.add(-1);
+    }
+}

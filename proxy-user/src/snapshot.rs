@@ -1,0 +1,212 @@
+//! One immutable generation of everything configured, made ready for the way of a request.
+
+use std::sync::Arc;
+
+use crate::config::{Config, Diagnostic, ListenerMode, ListenerTls, Loaded};
+use crate::message::{self, EncodedSlash, UnderscoreFields};
+use crate::metric::{self, Registry};
+use crate::policy::Policies;
+use crate::route::Routes;
+use crate::tls::{Acceptor, Certificate, Tickets};
+use crate::tunable::{self, Tunables};
+use crate::upstream::{self, Upstream};
+
+/// The application protocols spoken inside TLS, the preferred one first.
+const ALPN: &[&[u8]] = &[b"http/1.1"];
+
+/// One generation. Workers share it and change nothing in it but counters and beliefs.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub generation: u64,
+    pub config: Arc<Config>,
+    pub tunables: Arc<Tunables>,
+    /// By index in `config.upstreams`.
+    pub upstreams: Arc<Vec<Upstream>>,
+    /// By index in `config.listeners`.
+    pub listeners: Arc<Vec<Listener>>,
+    /// By index in `config.upstreams`, then of the endpoint.
+    pub endpoint_metrics: Arc<Vec<Vec<Arc<metric::Endpoint>>>>,
+    pub routes: Arc<Routes>,
+    pub policies: Arc<Policies>,
+    /// Of requests.
+    pub request_limits: message::Limits,
+    /// Of responses.
+    pub response_limits: message::Limits,
+    tickets: Tickets,
+}
+
+/// What one listener needs at run time.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// None: it serves in the clear.
+    pub acceptor: Option<Acceptor>,
+    pub metrics: Arc<metric::Listener>,
+    /// By index in `config.routes`.
+    pub routes: Vec<Arc<metric::Route>>,
+    /// Of requests for which there is no route.
+    pub unrouted: Arc<metric::Route>,
+}
+
+impl Snapshot {
+    /// Makes a generation of what was loaded; what the one before learned and must not forget (health, counters, ticket
+    /// keys) goes on. `seed` keys the hashes of rate cells, see [`Policies::new`].
+    ///
+    /// # Errors
+    /// A certificate that is none, or that its key does not match; all of them at once.
+    pub fn build(
+        generation: u64,
+        loaded: Loaded,
+        tunables: Arc<Tunables>,
+        previous: Option<&Self>,
+        workers: usize,
+        registry: &Registry,
+        seed: u64,
+    ) -> Result<Self, Vec<Diagnostic>> {
+        let config = loaded.config;
+        let tickets = match previous {
+            Some(previous) => previous.tickets.clone(),
+            None => Tickets::new().map_err(|error| {
+                vec![Diagnostic::error(format!(
+                    "no key for TLS tickets: {error}"
+                ))]
+            })?,
+        };
+        let listeners = listeners(&config, &tickets, &tunables, registry)?;
+        let upstreams = upstream::build(
+            &config,
+            workers,
+            previous.map(|previous| &previous.upstreams[..]),
+        );
+        let endpoint_metrics = upstreams.iter().map(|upstream| {
+            let endpoints = upstream.endpoints.iter();
+            let metrics = endpoints
+                .map(|endpoint| registry.endpoint(&upstream.name, &endpoint.address.to_string()));
+            metrics.collect()
+        });
+        Ok(Self {
+            generation,
+            endpoint_metrics: Arc::new(endpoint_metrics.collect()),
+            upstreams: Arc::new(upstreams),
+            listeners: Arc::new(listeners),
+            routes: Arc::new(Routes::new(&config)),
+            policies: Arc::new(Policies::new(&config, seed)),
+            request_limits: request_limits(&tunables),
+            response_limits: response_limits(&tunables),
+            tunables,
+            config: Arc::new(config),
+            tickets,
+        })
+    }
+
+    /// The same with other tunables.
+    #[must_use]
+    pub fn with_tunables(&self, tunables: Arc<Tunables>) -> Self {
+        let tickets_sent = tunables.tls.session_tickets as usize;
+        let listeners = self.listeners.iter().map(|listener| Listener {
+            acceptor: listener
+                .acceptor
+                .clone()
+                .map(|acceptor| acceptor.tickets_sent(tickets_sent)),
+            ..listener.clone()
+        });
+        Self {
+            listeners: Arc::new(listeners.collect()),
+            request_limits: request_limits(&tunables),
+            response_limits: response_limits(&tunables),
+            tunables,
+            ..self.clone()
+        }
+    }
+}
+
+fn listeners(
+    config: &Config,
+    tickets: &Tickets,
+    tunables: &Tunables,
+    registry: &Registry,
+) -> Result<Vec<Listener>, Vec<Diagnostic>> {
+    let (mut listeners, mut faults) = (Vec::new(), Vec::new());
+    for listener in &config.listeners {
+        let tls = match &listener.mode {
+            ListenerMode::Serve { tls } => tls.as_ref(),
+            ListenerMode::Forward { .. } => None,
+        };
+        let acceptor = tls.map(|tls| acceptor(tls, tickets, tunables));
+        let acceptor = acceptor.transpose().unwrap_or_else(|mut found| {
+            found
+                .iter_mut()
+                .for_each(|fault| *fault = fault.clone().at(&listener.at));
+            faults.append(&mut found);
+            None
+        });
+        let routes = config.routes.iter();
+        listeners.push(Listener {
+            acceptor,
+            metrics: registry.listener(&listener.name),
+            routes: routes
+                .map(|route| registry.route(&listener.name, &route.name))
+                .collect(),
+            unrouted: registry.route(&listener.name, ""),
+        });
+    }
+    if faults.is_empty() {
+        Ok(listeners)
+    } else {
+        Err(faults)
+    }
+}
+
+fn acceptor(
+    tls: &ListenerTls,
+    tickets: &Tickets,
+    tunables: &Tunables,
+) -> Result<Acceptor, Vec<Diagnostic>> {
+    let (mut certificates, mut faults) = (Vec::new(), Vec::new());
+    for pem in &tls.certificates {
+        match Certificate::parse(&pem.chain, &pem.key) {
+            Ok(certificate) => certificates.push(certificate),
+            Err(error) => faults.push(Diagnostic::error(format!(
+                "{}: {error}",
+                pem.path.display()
+            ))),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    Acceptor::new(&certificates, tickets, ALPN)
+        .map(|acceptor| acceptor.tickets_sent(tunables.tls.session_tickets as usize))
+        .map_err(|error| vec![Diagnostic::error(format!("TLS: {error}"))])
+}
+
+fn request_limits(tunables: &Tunables) -> message::Limits {
+    let http = &tunables.http;
+    message::Limits {
+        head_bytes_max: http.head_bytes_max,
+        field_bytes_max: http.field_bytes_max,
+        fields_max: http.fields_max as usize,
+        target_bytes_max: http.target_bytes_max,
+        chunk_extension_bytes_max: http.chunk_extension_bytes_max,
+        underscore_fields: match http.underscore_fields {
+            tunable::UnderscoreFields::Drop => UnderscoreFields::Drop,
+            tunable::UnderscoreFields::Keep => UnderscoreFields::Keep,
+            tunable::UnderscoreFields::Refuse => UnderscoreFields::Refuse,
+        },
+        encoded_slash: match http.encoded_slash {
+            tunable::EncodedSlash::Refuse => EncodedSlash::Refuse,
+            tunable::EncodedSlash::Keep => EncodedSlash::Keep,
+            tunable::EncodedSlash::Decode => EncodedSlash::Decode,
+        },
+        ..message::Limits::default()
+    }
+}
+
+/// An origin is not held to the limits of clients, but to some.
+fn response_limits(tunables: &Tunables) -> message::Limits {
+    message::Limits {
+        head_bytes_max: tunables.upstream.head_bytes_max,
+        field_bytes_max: tunables.upstream.head_bytes_max,
+        fields_max: message::FIELDS_MAX,
+        ..message::Limits::default()
+    }
+}

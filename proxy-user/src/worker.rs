@@ -1,0 +1,231 @@
+//! One thread on one CPU with one uring: takes control's commands, and owns everything that its connections share.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::{self, Duration};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::config::ListenerMode;
+use crate::connection::Connections;
+use crate::drain::Stop;
+use crate::exchange::Gateway;
+use crate::listener::{Accepting, Listening};
+use crate::net::{self, Either, Instant};
+use crate::offload::{self, Cells, Denied};
+use crate::snapshot::Snapshot;
+use crate::{metric, report};
+
+/// How often idle connections to endpoints are looked through, and an end of draining is looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+const DRAIN_SWEEP: Duration = Duration::from_millis(20);
+
+/// What control tells a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Go over to a snapshot; exchanges that have begun end with the one they began with.
+    Apply {
+        snapshot: Arc<Snapshot>,
+        /// Listening sockets that are new, with their index in `Config::listeners`.
+        listeners: Vec<(usize, OwnedFd)>,
+        /// Addresses that are listened on no more.
+        close: Vec<SocketAddr>,
+    },
+    /// Close all connections of a source, at once.
+    CloseSource(IpAddr),
+    /// Accept nothing more, let exchanges end until the deadline, then end.
+    Drain { deadline: time::Instant },
+    /// End.
+    Stop,
+}
+
+/// What a worker shares with control.
+#[derive(Debug)]
+pub struct Shared {
+    pub commands: Receiver<Command>,
+    /// Rung after a command was sent.
+    pub doorbell: net::Doorbell,
+    pub reports: report::Sender,
+    pub cells: Arc<Cells>,
+    pub denied: Arc<Denied>,
+    pub metrics: Arc<metric::Worker>,
+}
+
+/// Starts a worker and pins it to a CPU. It ends with `Command::Stop`, after `Command::Drain`, or when control is gone.
+///
+/// # Errors
+/// No thread is left.
+pub fn start(
+    index: usize,
+    cpu: usize,
+    settings: net::Settings,
+    shared: Shared,
+) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            pin_to(cpu);
+            PANICS.set(Some(Arc::clone(&shared.metrics)));
+            let settings = net::Settings {
+                task_panicked: |_| count_panic(),
+                ..settings
+            };
+            if let Err(error) = net::run(&settings, work(index, shared)) {
+                log::error!("worker {index} cannot go on: {error}");
+            }
+        })
+}
+
+thread_local! {
+    /// For the hook that is told of panics, which has no other way to know its worker.
+    static PANICS: RefCell<Option<Arc<metric::Worker>>> = const { RefCell::new(None) };
+}
+
+/// A panic has ended one connection and nothing else; the message was printed by the panic itself.
+fn count_panic() {
+    PANICS.with_borrow(|metrics| {
+        if let Some(metrics) = metrics {
+            metrics.panics.add(1);
+        }
+    });
+}
+
+fn pin_to(cpu: usize) {
+    let mut set = CpuSet::new();
+    let pinned = set
+        .set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        log::warn!("a worker is not pinned to CPU {cpu}: {error}");
+    }
+}
+
+/// A worker's life: the first command brings its first snapshot.
+async fn work(index: usize, shared: Shared) {
+    let bell = shared.doorbell.receiver();
+    let mut worker: Option<Worker> = None;
+    let mut ends: Option<Instant> = None;
+    loop {
+        loop {
+            match shared.commands.try_recv() {
+                Ok(Command::Apply {
+                    snapshot,
+                    listeners,
+                    close,
+                }) => worker
+                    .get_or_insert_with(|| Worker::new(index, &shared, &snapshot))
+                    .apply(&snapshot, listeners, &close),
+                Ok(Command::CloseSource(source)) => {
+                    worker.iter().for_each(|worker| worker.close_source(source));
+                }
+                Ok(Command::Drain { deadline }) => {
+                    worker.iter().for_each(Worker::drain);
+                    ends = Some(net::now() + (deadline - time::Instant::now()));
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        let is_empty = worker
+            .as_ref()
+            .is_none_or(|worker| worker.accepting.connections.is_empty());
+        if ends.is_some_and(|deadline| is_empty || net::now() >= deadline) {
+            return;
+        }
+        worker.iter().for_each(Worker::sweep);
+        let rest = if ends.is_some() { DRAIN_SWEEP } else { SWEEP };
+        match net::select(bell.wait(), net::sleep_until(net::now() + rest)).await {
+            Either::Left(Ok(())) | Either::Right(()) => {}
+            Either::Left(Err(_)) => return,
+        }
+    }
+}
+
+struct Worker {
+    accepting: Rc<Accepting>,
+    listening: Vec<Listening>,
+}
+
+impl Worker {
+    fn new(index: usize, shared: &Shared, snapshot: &Snapshot) -> Self {
+        let (cells, metrics) = (Arc::clone(&shared.cells), Arc::clone(&shared.metrics));
+        let gateway = Gateway::new(index, snapshot, cells, metrics, shared.reports.clone());
+        Self {
+            accepting: Rc::new(Accepting {
+                gateway: Rc::new(gateway),
+                connections: Rc::new(Connections::default()),
+                denied: Arc::clone(&shared.denied),
+            }),
+            listening: Vec::new(),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        listeners: Vec<(usize, OwnedFd)>,
+        close: &[SocketAddr],
+    ) {
+        self.accepting.gateway.replace(snapshot);
+        for listening in &self.listening {
+            let address = listening.place.address;
+            listening.place.listener.set(listener_at(snapshot, address));
+            if close.contains(&address) {
+                listening.stop();
+            }
+        }
+        // Connections stay at their place after it is listened on no more: they end with their exchange.
+        self.accepting
+            .connections
+            .stop(Stop::Soon, |_, place| close.contains(&place.address));
+        self.listening
+            .retain(|listening| !close.contains(&listening.place.address));
+        for (listener, fd) in listeners {
+            match Listening::start(&self.accepting, fd, listener) {
+                Ok(listening) => self.listening.push(listening),
+                Err(error) => log::error!("a listening socket is of no use: {error}"),
+            }
+        }
+    }
+
+    fn close_source(&self, source: IpAddr) {
+        let closed = self
+            .accepting
+            .connections
+            .stop(Stop::Now, |peer, _| offload::is_same_source(peer, source));
+        self.accepting
+            .gateway
+            .metrics()
+            .connections_banned
+            .add(closed as u64);
+    }
+
+    fn drain(&self) {
+        self.listening.iter().for_each(Listening::stop);
+        self.accepting.connections.stop(Stop::Soon, |_, _| true);
+    }
+
+    fn sweep(&self) {
+        let gateway = &self.accepting.gateway;
+        let idle_timeout = gateway.snapshot().tunables.upstream.idle_timeout;
+        let now_ns = net::now().as_ns();
+        let idle_ns = u64::try_from(idle_timeout.as_nanos()).unwrap_or(u64::MAX);
+        let oldest = Instant::from_ns(now_ns.saturating_sub(idle_ns));
+        gateway.caller().pool().sweep(oldest);
+    }
+}
+
+/// The listener of this address in a configuration.
+fn listener_at(snapshot: &Snapshot, address: SocketAddr) -> Option<usize> {
+    snapshot.config.listeners.iter().position(|listener| {
+        matches!(listener.mode, ListenerMode::Serve { .. })
+            && listener.addresses.iter().any(|one| one.socket == address)
+    })
+}
