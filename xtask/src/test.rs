@@ -73,6 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--no-fail-fast",
         ],
     );
+    count.bench();
     if !arguments.without_demo {
         count.check("The demo, by its --json", demo);
     }
@@ -111,6 +112,21 @@ impl Count {
             Ok(()) => say::step("passed", &say::since(start)),
             Err(error) => say::failed(&format!("{title}: {error:#}")),
         }
+    }
+
+    /// The bench measures HAProxy, and sees it when it is slowed down on purpose; what is not installed is skipped aloud.
+    fn bench(&mut self) {
+        let haproxy = setup::Package {
+            name: "haproxy",
+            purpose: "tests of the bench slow it down on purpose",
+        };
+        if let Err(error) = setup::install(&[haproxy]) {
+            say::failed(&format!("{error:#}"));
+        }
+        self.tests(
+            "The bench, from its command line to its report",
+            &["test", "--package", "bench", "--test", "end_to_end"],
+        );
     }
 
     fn run_tests(&mut self, arguments: &[&str]) -> Result<()> {
