@@ -1,5 +1,6 @@
-//! What developers and continuous integration run: setup, demo, test and tidy, one file per command.
+//! What developers and continuous integration run: setup, demo, test, bench and tidy, one file per command.
 
+mod bench;
 mod build;
 mod demo;
 mod say;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs all checks and tests, in order, and counts them; continuous integration runs exactly this
     Test(test::Arguments),
+    /// Measures Sluice beside other proxies in one run, and installs those that are missing (--list, --help)
+    Bench(bench::Arguments),
     /// Checks the rules that keep the source in order
     Tidy(tidy::Arguments),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };
     match done {

@@ -11,14 +11,17 @@ use anyhow::{Context, Result, bail};
 use crate::{say, tree};
 
 /// A Debian package and what it is for.
-struct Package {
-    name: &'static str,
-    purpose: &'static str,
+pub struct Package<'a> {
+    pub name: &'a str,
+    pub purpose: &'a str,
 }
+
+/// Packages that start a service when they are installed, and its name. We start our own, on their own ports, where they are needed.
+const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx"), ("haproxy", "haproxy")];
 
 /// Debian's `rustc-web` brings what the kernel half needs ready made: a compiler whose LLVM is 22, and `core` for
 /// bpfel-unknown-none. It stands beside rustup's toolchain, which builds the user half.
-const PACKAGES: &[Package] = &[
+const PACKAGES: &[Package<'static>] = &[
     package("rustc-web", "compiles the kernel half"),
     package("libstd-rust-web-dev-bpf", "core, compiled for BPF"),
     package("llvm-22-dev", "bpf-linker is built on LLVM 22"),
@@ -39,27 +42,28 @@ const LLVM: &str = "/usr/lib/llvm-22/bin";
 /// Debian's own switch: while this answers 101, no package starts a service when it is installed.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-const fn package(name: &'static str, purpose: &'static str) -> Package {
+const fn package(name: &'static str, purpose: &'static str) -> Package<'static> {
     Package { name, purpose }
 }
 
 /// Brings the machine into shape. Does nothing, quickly, where it is already.
 pub fn run() -> Result<()> {
     say::section("Setup");
-    install_packages()?;
+    install(PACKAGES)?;
     install_bpf_linker()?;
     install_components()
 }
 
-fn install_packages() -> Result<()> {
-    let missing: Vec<&Package> = PACKAGES
+/// Installs those of these packages that are missing.
+pub fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> = packages
         .iter()
         .filter(|package| !is_installed(package.name))
         .collect();
     if missing.is_empty() {
         say::step(
             "packages",
-            &format!("all {} Debian packages are there", PACKAGES.len()),
+            &format!("all {} Debian packages are there", packages.len()),
         );
         return Ok(());
     }
@@ -92,11 +96,16 @@ fn install_packages() -> Result<()> {
         names.as_slice(),
     ]
     .concat())?;
-    if names.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
-        // We start our own from tests, on their own ports; the machine's owner asked for none.
-        let _ = Command::new("systemctl")
-            .args(["disable", "--now", "nginx"])
-            .output();
+    for (_, service) in SERVICES
+        .iter()
+        .filter(|(package, _)| names.contains(package))
+    {
+        // The machine's owner asked for none.
+        if Path::new("/run/systemd/system").exists() {
+            let _ = Command::new("systemctl")
+                .args(["disable", "--now", service])
+                .output();
+        }
     }
     say::step(
         "packages",

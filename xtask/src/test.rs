@@ -73,14 +73,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--no-fail-fast",
         ],
     );
+    count.bench();
     if !arguments.without_demo {
-        if build::sluice_runs() {
-            count.check("The demo, by its --json", demo);
-        } else {
-            say::section("The demo, by its --json");
-            count.skipped += 1;
-            say::note("skipped: this sluice has no `run` yet, so there is nothing to show");
-        }
+        count.check("The demo, by its --json", demo);
     }
 
     say::section(&format!("Done in {}", say::since(start)));
@@ -117,6 +112,21 @@ impl Count {
             Ok(()) => say::step("passed", &say::since(start)),
             Err(error) => say::failed(&format!("{title}: {error:#}")),
         }
+    }
+
+    /// The bench measures HAProxy, and sees it when it is slowed down on purpose; what is not installed is skipped aloud.
+    fn bench(&mut self) {
+        let haproxy = setup::Package {
+            name: "haproxy",
+            purpose: "tests of the bench slow it down on purpose",
+        };
+        if let Err(error) = setup::install(&[haproxy]) {
+            say::failed(&format!("{error:#}"));
+        }
+        self.tests(
+            "The bench, from its command line to its report",
+            &["test", "--package", "bench", "--test", "end_to_end"],
+        );
     }
 
     fn run_tests(&mut self, arguments: &[&str]) -> Result<()> {

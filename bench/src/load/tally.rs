@@ -1,0 +1,119 @@
+//! What the clients and the origin of one round count, and what they found wrong.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+
+use anyhow::{Result, bail, ensure};
+use sluice::net::{self, Instant};
+
+use crate::histogram::Histogram;
+
+/// Shared by all tasks of a round.
+pub struct Tally {
+    stopping: Cell<bool>,
+    /// Clients that have not ended.
+    running: Cell<usize>,
+    /// Answers since the first connection, and requests that the origin saw.
+    answers: Cell<u64>,
+    requests: Cell<u64>,
+    /// While the window is open.
+    window: Cell<Option<u64>>,
+    latencies: RefCell<Histogram>,
+    faults: Cell<u64>,
+    first_fault: RefCell<Option<String>>,
+}
+
+impl Tally {
+    pub fn new() -> Self {
+        Self {
+            stopping: Cell::new(false),
+            running: Cell::new(0),
+            answers: Cell::new(0),
+            requests: Cell::new(0),
+            window: Cell::new(None),
+            latencies: RefCell::new(Histogram::new()),
+            faults: Cell::new(0),
+            first_fault: RefCell::default(),
+        }
+    }
+
+    /// Starts a client; its error is a fault of the round.
+    pub fn spawn(self: &Rc<Self>, client: impl Future<Output = Result<()>> + 'static) {
+        self.running.set(self.running.get() + 1);
+        let tally = self.clone();
+        net::spawn(async move {
+            if let Err(error) = client.await {
+                tally.fault(&format!("{error:#}"));
+            }
+            tally.running.set(tally.running.get() - 1);
+        });
+    }
+
+    /// A request has arrived at the origin.
+    pub fn request(&self) {
+        self.requests.set(self.requests.get() + 1);
+    }
+
+    /// An exchange has ended well. `intended`: when its request should have been sent.
+    pub fn answer(&self, intended: Option<Instant>) {
+        self.answers.set(self.answers.get() + 1);
+        if let (Some(intended), Some(_)) = (intended, self.window.get()) {
+            let ns = Instant::read().since(intended).as_nanos();
+            let ns = u64::try_from(ns).unwrap_or(u64::MAX);
+            self.latencies.borrow_mut().record(ns);
+        }
+    }
+
+    /// Something was not as it must be.
+    pub fn fault(&self, what: &str) {
+        self.faults.set(self.faults.get() + 1);
+        self.first_fault
+            .borrow_mut()
+            .get_or_insert_with(|| what.to_owned());
+    }
+
+    /// Opens the window: from now on, answers count.
+    pub fn begin(&self) {
+        self.window.set(Some(self.answers.get()));
+    }
+
+    /// Closes the window: the answers within it, and their latencies.
+    pub fn end(&self) -> (u64, Histogram) {
+        let first = self.window.take().unwrap_or_default();
+        let latencies = self.latencies.borrow().clone();
+        (self.answers.get() - first, latencies)
+    }
+
+    /// Clients end after the exchange in which they are.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.get() > 0
+    }
+
+    /// An error if anything was wrong; call it when all clients have ended.
+    pub fn verdict(&self) -> Result<()> {
+        if let Some(fault) = &*self.first_fault.borrow() {
+            bail!("{} faults, the first: {fault}", self.faults.get());
+        }
+        ensure!(
+            self.running.get() == 0,
+            "{} exchanges had no end",
+            self.running.get()
+        );
+        ensure!(
+            self.requests.get() == self.answers.get(),
+            "the origin saw {} requests where {} were answered",
+            self.requests.get(),
+            self.answers.get()
+        );
+        Ok(())
+    }
+}
