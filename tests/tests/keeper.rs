@@ -1,16 +1,21 @@
 //! A running Sluice: reloads good and bad, signals, daemons and keepers that die, bans by hand.
 
 use std::fs;
-use std::net::{IpAddr, TcpListener};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rig::client::{Tally, syn_is_ignored, tcp_echo};
+use rig::client::{self, Tally, syn_is_ignored, tcp_echo};
 use rig::field::{ATTACKER_V4, ATTACKER_V6, CLIENT_V4, Field, L4_V4, L4_V6, WEB_V4};
+use rig::harness::Skip;
 use rig::http::KeepAlive;
 use rig::load::Load;
 use rig::origin::Origin;
@@ -93,7 +98,10 @@ fn main() -> ExitCode {
             a_ban_closes_what_the_source_has_open_with_and_without_a_datapath,
             a_ban_of_an_ipv6_source_is_as_wide_as_its_network,
             bans_that_make_no_sense_or_do_not_fit_are_refused,
+            a_reload_that_does_not_fit_the_maps_is_refused_whole,
+            a_connection_goes_to_the_worker_of_the_cpu_that_took_it,
             maps_of_another_size_are_not_adopted,
+            the_keeper_has_the_capabilities_that_it_needs_and_no_other,
         ],
     )
 }
@@ -451,6 +459,86 @@ fn bans_that_make_no_sense_or_do_not_fit_are_refused(stage: &mut Stage) -> Resul
         };
         ensure!(format!("{said:#}").contains(why), "{said:#}");
     }
+    for number in 0..1024_u32 {
+        let source = Ipv4Addr::from_bits(0xc633_0000 + number);
+        ensure!(post_ban(source)?.starts_with("HTTP/1.1 200"), "{source}");
+    }
+    let one_more = post_ban(Ipv4Addr::new(192, 0, 2, 1))?;
+    ensure!(
+        one_more.starts_with("HTTP/1.1 409") && one_more.contains("datapath.bans_max"),
+        "{one_more}"
+    );
+    // One that is there already can still be made longer, and the table is as usable as before.
+    ensure!(post_ban(Ipv4Addr::from_bits(0xc633_0000))?.starts_with("HTTP/1.1 200"));
+    sluice.command(&["ban", "del", "198.51.0.0"])?;
+    sluice.command(&["ban", "add", ATTACKER_V4])?;
+    ensure!(stage.is_ignored(ATTACKER_V4, L4_V4)?, "it is not refused");
+    stage.echo(L4_V4, 7000)?;
+    stage.end(sluice)
+}
+
+fn a_reload_that_does_not_fit_the_maps_is_refused_whole(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &["--set", "datapath.listeners_max=64"])?;
+    let addresses: Vec<String> = (7001..7100)
+        .map(|port| format!("\"{L4_V4}:{port}\""))
+        .collect();
+    let many = format!(
+        "[[listener]]\nname = \"many\"\naddress = [{}]\nforward = {{ upstream = \"echo\", via = \"nat\" }}\n",
+        addresses.join(", ")
+    );
+    stage.write(&format!("{CONFIGURATION}{many}"))?;
+    let Err(said) = sluice.command(&["reload"]) else {
+        anyhow::bail!("99 listeners fit into a table of 64");
+    };
+    ensure!(
+        format!("{said:#}").contains("datapath.listeners_max"),
+        "{said:#}"
+    );
+    ensure!(stage.echo(L4_V4, 7001).is_err(), "half of it was applied");
+    stage.echo(L4_V4, 7000)?;
+    stage.end(sluice)
+}
+
+fn a_connection_goes_to_the_worker_of_the_cpu_that_took_it(stage: &mut Stage) -> Result<()> {
+    const CONNECTIONS: u64 = 20;
+    if available_parallelism()?.get() < 2 {
+        return Err(Skip("there is one CPU".to_owned()).into());
+    }
+    let sluice = stage.start(CONFIGURATION, &["--workers", "2"])?;
+    // Nobody accepts, so that each socket's queue shows what came to it.
+    let daemon = Pid::from_raw(sluice.daemon()? as i32);
+    kill(daemon, Signal::SIGSTOP)?;
+    let mut taken_before = vec![0, 0];
+    let mut open = Vec::new();
+    for cpu in 0..2 {
+        open.extend(stage.field.client.inside(|| -> Result<Vec<TcpStream>> {
+            let mut set = CpuSet::new();
+            set.set(cpu)?;
+            sched_setaffinity(Pid::from_raw(0), &set).context("run on one CPU")?;
+            let to = socket(WEB_V4, 8080)?;
+            (0..CONNECTIONS)
+                .map(|_| client::connect(None, to))
+                .collect()
+        })?);
+        let taken = stage.queues(8080)?;
+        let mut new: Vec<u64> = taken
+            .iter()
+            .zip(&taken_before)
+            .map(|(a, b)| a - b)
+            .collect();
+        new.sort_unstable();
+        ensure!(
+            new == [0, CONNECTIONS],
+            "CPU {cpu}: {taken_before:?}, then {taken:?}"
+        );
+        taken_before = taken;
+    }
+    kill(daemon, Signal::SIGCONT)?;
+    ensure!(
+        taken_before == [CONNECTIONS, CONNECTIONS],
+        "{taken_before:?}"
+    );
+    drop(open);
     stage.end(sluice)
 }
 
@@ -475,6 +563,20 @@ fn maps_of_another_size_are_not_adopted(stage: &mut Stage) -> Result<()> {
         .echo(L4_V4, 7000)
         .context("the old maps still forward")?;
     stage.down()
+}
+
+fn the_keeper_has_the_capabilities_that_it_needs_and_no_other(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let status = fs::read_to_string(format!("/proc/{}/status", sluice.keeper_pid()))?;
+    // CAP_DAC_READ_SEARCH, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_ADMIN and BPF.
+    for set in ["CapEff", "CapPrm"] {
+        ensure!(
+            status.contains(&format!("{set}:\t00000080000015e4")),
+            "{status}"
+        );
+    }
+    ensure!(status.contains("CapInh:\t0000000000000000"), "{status}");
+    stage.end(sluice)
 }
 
 impl Stage {
@@ -502,6 +604,28 @@ impl Stage {
         rig::namespace::output(command.args(["datapath", "down"])).map(drop)
     }
 
+    /// Connections that wait to be accepted, for each socket that listens on a port of the edge, in a lasting order.
+    fn queues(&self, port: u16) -> Result<Vec<u64>> {
+        let table = self
+            .field
+            .edge
+            .inside(|| fs::read_to_string("/proc/thread-self/net/tcp"))?;
+        // Columns (proc(5)): 1 the local address, 3 the state (0A is LISTEN), 4 both queues, 9 the inode.
+        let mut queues: Vec<(u64, u64)> = table
+            .lines()
+            .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+            .filter(|columns| columns.get(3) == Some(&"0A"))
+            .filter(|columns| columns[1].ends_with(&format!(":{port:04X}")))
+            .filter_map(|columns| {
+                let (_, received) = columns.get(4)?.split_once(':')?;
+                let inode = columns.get(9)?.parse().ok()?;
+                Some((inode, u64::from_str_radix(received, 16).ok()?))
+            })
+            .collect();
+        queues.sort_unstable();
+        Ok(queues.into_iter().map(|(_, queue)| queue).collect())
+    }
+
     /// One connection of the well-behaved client through the kernel half.
     fn echo(&self, address: &str, port: u16) -> Result<()> {
         let to = socket(address, port)?;
@@ -515,6 +639,18 @@ impl Stage {
         let limit = Duration::from_millis(300);
         self.field.client.inside(|| syn_is_ignored(from, to, limit))
     }
+}
+
+/// Bans a source for ten minutes by the admin socket: the whole answer.
+fn post_ban(source: Ipv4Addr) -> Result<String> {
+    let body = format!("{{\"source\":\"{source}\",\"for\":\"10m\"}}");
+    let mut stream = UnixStream::connect("/run/sluice/main/admin.sock")?;
+    write!(
+        stream,
+        "POST /bans HTTP/1.1\r\nHost: sluice\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    Ok(std::io::read_to_string(stream)?)
 }
 
 fn last_words() -> String {
