@@ -6,6 +6,7 @@ mod load;
 mod machine;
 mod peer;
 mod report;
+mod round;
 mod sample;
 mod say;
 mod scenario;

@@ -194,6 +194,11 @@ impl Peer {
     }
 }
 
+/// Connections that a proxy with so many descriptors is asked to hold: each may need a second one to the origin, and there are files.
+pub fn connections_max(descriptors: u64) -> u64 {
+    descriptors.saturating_sub(1000) / 2
+}
+
 /// The packages that bring these peers.
 pub fn packages(peers: &[Peer]) -> Vec<&'static str> {
     let mut packages: Vec<_> = peers.iter().filter_map(Peer::package).collect();

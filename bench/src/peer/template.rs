@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{LISTEN, ORIGIN, Site};
+use super::{LISTEN, ORIGIN, Site, connections_max};
 
 /// What a template is filled with.
 pub struct Values<'a> {
@@ -61,12 +61,10 @@ impl Values<'_> {
             .replace("@LISTEN@", LISTEN)
             .replace("@ORIGIN@", ORIGIN)
             .replace("@DESCRIPTORS@", &self.descriptors.to_string())
-            .replace("@CONNECTIONS@", &self.connections_max().to_string())
-    }
-
-    /// A connection may need a second one to the origin, and a proxy some descriptors for itself.
-    fn connections_max(&self) -> u64 {
-        self.descriptors.saturating_sub(1000) / 2
+            .replace(
+                "@CONNECTIONS@",
+                &connections_max(self.descriptors).to_string(),
+            )
     }
 
     /// How often a block is written.
