@@ -4,6 +4,7 @@
 
 mod daemon;
 pub mod host;
+mod privilege;
 mod signal;
 mod sockets;
 mod state;
@@ -98,6 +99,7 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
     let admin = admin_socket(&settings.admin, user.as_ref())?;
     let kernel = start_kernel(&settings, &loaded)?;
     let cells = rate_cells(kernel.as_ref(), &loaded.tunables)?;
+    privilege::give_up().context("give up capabilities that are not needed")?;
     let keeper = Keeper::new(Held {
         settings,
         signals,
