@@ -18,7 +18,7 @@ use rig::pass::Pass;
 use rig::process::Process;
 use rig::sluice::{PATIENCE, Sluice};
 use rig::{harness, sandbox, sluice, tests, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PINS: &str = "/sys/fs/bpf/sluice";
 
@@ -77,6 +77,12 @@ fn taking_ours_away_leaves_a_program_of_somebody_else(field: &mut Field) -> Resu
     running.command(&["datapath", "down"])?;
     nothing_is_attached(field, &["client0", "origin1"])?;
     ensure!(xdp(field, "origin3")? == before, "theirs is gone");
+    wait::until_true("the daemon to notice", PATIENCE, || {
+        let status = running.status().unwrap_or_default();
+        status.pointer("/datapath/lost") == Some(&json!(["client0", "origin1"]))
+    })?;
+    let metrics = running.metrics()?;
+    ensure!(metrics.labelled("sluice_datapath_attached", "interface", "client0") == 0.0);
     running.stop()
 }
 

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             a_bad_reload_changes_nothing_and_says_where_it_is_wrong,
             a_reload_adds_and_removes_listeners_and_a_taken_port_refuses_all_of_it,
             a_write_that_fails_half_way_is_taken_back,
+            what_living_flows_and_attached_programs_stand_on_does_not_change,
             a_reload_that_does_not_fit_the_maps_is_refused_whole,
             a_daemon_that_dies_over_a_reload_leaves_the_generation_before,
             quit_drains_and_ends_and_forwarding_goes_on,

@@ -102,6 +102,32 @@ pub fn a_write_that_fails_half_way_is_taken_back(stage: &mut Stage) -> Result<()
     stage.end(sluice)
 }
 
+pub fn what_living_flows_and_attached_programs_stand_on_does_not_change(
+    stage: &mut Stage,
+) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let load = Load::streams(&stage.field.client, socket(L4_V4, 7000)?, 4)?;
+    load.wait_for(50)?;
+    for (before, after, why) in [
+        (
+            "20000-29999",
+            "20000-29998",
+            "datapath.nat cannot change while flows use it",
+        ),
+        (", \"origin3\"]", "]", "change only when Sluice starts"),
+    ] {
+        stage.write(&CONFIGURATION.replace(before, after))?;
+        let Err(said) = sluice.command(&["reload"]) else {
+            anyhow::bail!("{after} was reloaded");
+        };
+        ensure!(format!("{said:#}").contains(why), "{said:#}");
+    }
+    load.wait_for(50)?;
+    load.stop()?.expect_no_failure()?;
+    stage.echo(L4_V4, 7000)?;
+    stage.end(sluice)
+}
+
 pub fn a_reload_that_does_not_fit_the_maps_is_refused_whole(stage: &mut Stage) -> Result<()> {
     let sluice = stage.start(CONFIGURATION, &["--set", "datapath.listeners_max=64"])?;
     let addresses: Vec<String> = (7001..7100)

@@ -146,12 +146,32 @@ impl Control {
         }
     }
 
+    /// Tells once when an interface is lost, and once when it is back.
+    fn look_for_lost(&mut self) {
+        let Some(datapath) = &mut self.datapath else {
+            return;
+        };
+        match datapath.lost(&self.start.interfaces) {
+            Ok(lost) if lost == self.lost => {}
+            Ok(lost) => {
+                for name in lost.iter().filter(|name| !self.lost.contains(name)) {
+                    log::error!(
+                        "the kernel half is not attached any more: interface={name}; restart Sluice to have it back"
+                    );
+                }
+                self.lost = lost;
+            }
+            Err(error) => log::error!("cannot look after the interfaces: {error:#}"),
+        }
+    }
+
     /// Once a second.
     pub fn housekeeping(&mut self) {
         if let Err(error) = self.bans.sweep(self.datapath.as_mut()) {
             log::error!("cannot end bans that are over: {error:#}");
         }
         self.remember();
+        self.look_for_lost();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
             Some(Ok(true)) => self.choose_endpoints(),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),
