@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use proxy_ebpf::abi;
 use serde::{Deserialize, Serialize};
 
-pub use attach::{Interface, Kernel, Status, capabilities_missing, down, foreign_program, status};
+pub use attach::{Interface, Kernel, Status, capabilities_missing, down, obstacles, status};
 pub use plan::Names;
 pub use writer::{Ban, Counts, Writer};
 

@@ -4,11 +4,13 @@
 
 mod daemon;
 pub mod host;
+mod privilege;
 mod signal;
 mod sockets;
 mod state;
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -25,7 +27,8 @@ use crate::config::{Bundle, Diagnostic, Disk, Loaded, RecordingReader, diagnosti
 use crate::control::configuration::{self, Flags};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
-use state::Keeper;
+use sockets::Sockets;
+use state::{Held, Keeper, RateCells};
 
 /// What `sluice run` was asked to do.
 #[derive(Clone, Debug)]
@@ -73,39 +76,50 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    tell_warnings(&loaded.warnings, settings.colour);
-    let faults = host::faults(&loaded.config, &loaded.tunables);
-    tell_warnings(&faults, settings.colour);
+    tell(&loaded.warnings, settings.colour);
+    let faults = host::faults(&loaded.config, &loaded.tunables, &settings.instance);
+    tell(&faults, settings.colour);
     if faults.iter().any(Diagnostic::is_error) {
         return Ok(ExitCode::FAILURE);
     }
     raise_descriptor_limit();
     let user = daemon_user(settings.user.as_deref())?;
-    let folder = make_runtime_folder(&settings)?;
-    let lock = lock(&folder, &settings.instance)?;
-    let kernel = start_kernel(&settings, &loaded)?;
+    let _instance = hold_instance(&settings.instance)?;
+    let folder = runtime_folder(&settings.instance);
     let cpus = cpus(&settings, &loaded.tunables)?;
-    let cells = match &kernel {
-        Some(kernel) => kernel.cells()?,
-        None => memory_file(loaded.tunables.guard.cells_max as usize * 8)
-            .context("make the rate cells")?,
+    // Sockets before the kernel half: what another process has is found out while nothing has changed.
+    let backlog = loaded.tunables.net.backlog;
+    let sockets = match Sockets::default().open_missing(&loaded.config, cpus.len(), backlog) {
+        Ok(sockets) => sockets,
+        Err(faults) => {
+            tell(&faults, settings.colour);
+            return Ok(ExitCode::FAILURE);
+        }
     };
     let admin = admin_socket(&settings.admin, user.as_ref())?;
-    let mut keeper = Keeper::new(settings, signals, user, kernel, cpus, cells, admin, folder);
-    keeper.hold(lock);
-    keeper.run(loaded, bundle)
+    let kernel = start_kernel(&settings, &loaded)?;
+    let cells = rate_cells(kernel.as_ref(), &loaded.tunables)?;
+    privilege::give_up().context("give up capabilities that are not needed")?;
+    let keeper = Keeper::new(Held {
+        settings,
+        signals,
+        user,
+        cpus,
+        admin,
+        folder,
+        kernel,
+        cells,
+    });
+    keeper.run(loaded, bundle, sockets)
 }
 
 /// Addresses that cannot be listened on. While the instance runs its own addresses are taken by itself, so that
 /// nothing can be said.
 pub fn ports_in_use(config: &crate::config::Config, instance: &str) -> Vec<Diagnostic> {
-    let path = runtime_folder(instance).join("lock");
-    if let Ok(file) = File::open(&path)
-        && Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
-    {
+    if runs(instance) {
         return Vec::new();
     }
-    sockets::Sockets::default()
+    Sockets::default()
         .open_missing(config, 1, 1)
         .err()
         .unwrap_or_default()
@@ -118,7 +132,7 @@ fn read(settings: &Settings) -> Result<(Loaded, Bundle), Vec<Diagnostic>> {
     Ok((loaded, recorder.into_bundle()))
 }
 
-fn tell_warnings(warnings: &[Diagnostic], colour: bool) {
+fn tell(warnings: &[Diagnostic], colour: bool) {
     if !warnings.is_empty() {
         eprint!("{}", diagnostic::render(warnings, colour));
     }
@@ -172,27 +186,26 @@ fn daemon_user(name: Option<&str>) -> Result<Option<User>> {
     }
 }
 
-fn make_runtime_folder(settings: &Settings) -> Result<PathBuf> {
-    let folder = runtime_folder(&settings.instance);
+/// Makes the instance ours until the answer goes: who comes second is told who came first.
+///
+/// # Errors
+/// It is somebody else's, or its folder cannot be made.
+pub fn hold_instance(instance: &str) -> Result<Flock<File>> {
+    let folder = runtime_folder(instance);
     let mut builder = fs::DirBuilder::new();
     builder
         .recursive(true)
         .mode(0o755)
         .create(&folder)
         .with_context(|| format!("make {}", folder.display()))?;
-    Ok(folder)
-}
-
-/// One keeper for each instance: who comes second is told who came first.
-fn lock(folder: &Path, instance: &str) -> Result<Flock<File>> {
     let path = folder.join("lock");
     let file = File::options()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
-        .open(&path);
-    let file = file.with_context(|| format!("open {}", path.display()))?;
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0)?;
@@ -209,6 +222,12 @@ fn lock(folder: &Path, instance: &str) -> Result<Flock<File>> {
         }
         Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
+}
+
+/// Whether a keeper of this instance runs.
+pub fn runs(instance: &str) -> bool {
+    File::open(runtime_folder(instance).join("lock"))
+        .is_ok_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err())
 }
 
 fn start_kernel(settings: &Settings, loaded: &Loaded) -> Result<Option<Kernel>> {
@@ -248,6 +267,21 @@ fn cpus(settings: &Settings, tunables: &Tunables) -> Result<Vec<usize>> {
     Ok(allowed.iter().copied().cycle().take(count.max(1)).collect())
 }
 
+/// Those of the kernel half, which outlive us, or else our own.
+fn rate_cells(kernel: Option<&Kernel>, tunables: &Tunables) -> Result<RateCells> {
+    let count = tunables.guard.cells_max as usize;
+    let memory = match kernel {
+        Some(kernel) => kernel.cells()?,
+        None => memory_file(count * 8).context("make the rate cells")?,
+    };
+    let seed = RandomState::new().hash_one(std::process::id());
+    Ok(RateCells {
+        memory,
+        count,
+        seed,
+    })
+}
+
 /// Memory with a descriptor, so that a daemon can leave it to the next.
 fn memory_file(bytes: usize) -> Result<OwnedFd> {
     let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
@@ -256,8 +290,20 @@ fn memory_file(bytes: usize) -> Result<OwnedFd> {
     Ok(file)
 }
 
-/// The admin socket, listening. One that nobody answers any more is replaced: we hold the instance's lock.
-fn admin_socket(path: &Path, user: Option<&User>) -> Result<UnixListener> {
+/// The admin socket, listening; its name goes with it.
+struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Opens it. One that nobody answers any more is replaced: we hold the instance's lock.
+fn admin_socket(path: &Path, user: Option<&User>) -> Result<AdminSocket> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
@@ -289,5 +335,8 @@ fn admin_socket(path: &Path, user: Option<&User>) -> Result<UnixListener> {
         chown(path, Some(Uid::from_raw(0)), None)
             .with_context(|| format!("own {}", path.display()))?;
     }
-    Ok(listener)
+    Ok(AdminSocket {
+        listener,
+        path: path.to_owned(),
+    })
 }

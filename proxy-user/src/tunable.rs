@@ -334,7 +334,7 @@ mod tests {
             .expect_err("below the range");
         assert_eq!(
             error.to_string(),
-            "http.fields_max: 0 is out of range: 1 to 1000"
+            "http.fields_max: 0 is out of range: 1 to 256"
         );
         assert_eq!(tunables, Tunables::default());
         let error = assigned("net.buffers", "1000").expect_err("no power of two");

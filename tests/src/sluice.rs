@@ -74,6 +74,11 @@ impl Sluice {
         &mut self.keeper
     }
 
+    /// Sends the keeper a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.keeper.signal(signal)
+    }
+
     /// The keeper's process id.
     pub fn keeper_pid(&self) -> u32 {
         self.keeper.pid()

@@ -3,17 +3,15 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::certificate::Authority;
 use crate::field::{Field, at};
-use crate::harness::Skip;
 use crate::http::Curl;
 use crate::origin::Origin;
 use crate::sandbox;
-use crate::sluice::{self, Sluice};
+use crate::sluice::Sluice;
 
 /// Everything that a test may touch.
 pub struct World {
@@ -29,9 +27,6 @@ impl World {
     /// Builds it around the text of a configuration, which finds certificates for `web.test` and `api.test` in `certs`.
     pub fn build(configuration: &str) -> Result<Self> {
         let field = Field::build()?;
-        if !can_run(&field)? {
-            return Err(Skip("this sluice has no `run` yet".to_owned()).into());
-        }
         let origins: Vec<Origin> = field
             .origins
             .iter()
@@ -72,13 +67,4 @@ pub fn socket(address: &str, port: u16) -> Result<SocketAddr> {
     at(address, port)
         .parse()
         .with_context(|| format!("{address} and {port} are no address"))
-}
-
-fn can_run(field: &Field) -> Result<bool> {
-    let mut command: Command = sluice::command(&field.edge)?;
-    let asked = command
-        .args(["run", "--help"])
-        .output()
-        .context("ask sluice for its commands")?;
-    Ok(asked.status.success() && String::from_utf8_lossy(&asked.stdout).contains("--config"))
 }

@@ -1,6 +1,5 @@
 //! Builds the program under test, both halves of it.
 
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -22,13 +21,4 @@ pub fn sluice() -> Result<()> {
     ]))?;
     say::step("built", &format!("both halves in {}", say::since(start)));
     Ok(())
-}
-
-/// Whether what was built has the command that demo and whole-proxy tests start.
-pub fn sluice_runs() -> bool {
-    let path = tree::root().join("target/debug/sluice");
-    let asked = Command::new(path).args(["run", "--help"]).output();
-    asked.is_ok_and(|done| {
-        done.status.success() && String::from_utf8_lossy(&done.stdout).contains("--config")
-    })
 }

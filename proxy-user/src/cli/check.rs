@@ -33,8 +33,11 @@ impl Check {
         let found: Vec<Diagnostic> = match configuration::load(&Disk, &main, &flags) {
             Ok(loaded) => {
                 let mut found = loaded.warnings;
-                found.extend(host::faults(&loaded.config, &loaded.tunables));
-                found.extend(host::foreign_programs(&loaded.config, &common.instance));
+                found.extend(host::faults(
+                    &loaded.config,
+                    &loaded.tunables,
+                    &common.instance,
+                ));
                 found.extend(ports_in_use(&loaded.config, &common.instance));
                 found
             }

@@ -11,6 +11,7 @@ use super::{Common, colour, main_file};
 use crate::config::{Disk, diagnostic};
 use crate::control::configuration::{self, Flags};
 use crate::datapath::{self, Interface, Kernel};
+use crate::keeper;
 
 #[derive(Debug, clap::Args)]
 pub struct Datapath {
@@ -47,6 +48,12 @@ impl Datapath {
                     "there was nothing"
                 };
                 show(common, &removed.interfaces, removed.pins, what);
+                if keeper::runs(&common.instance) {
+                    eprintln!(
+                        "sluice: instance {} runs on without its kernel half; restart it to have it back",
+                        common.instance
+                    );
+                }
             }
             Command::Status => {
                 let status = datapath::status(&common.instance)?;
@@ -83,13 +90,15 @@ fn up(common: &Common, config: Option<&PathBuf>, datapath: Option<String>) -> Re
             main.display()
         );
     }
+    let _instance = keeper::hold_instance(&common.instance)?;
     let wanted = &loaded.config.datapath;
-    let kernel = Kernel::up(
+    let mut kernel = Kernel::up(
         &common.instance,
         &wanted.interfaces,
         wanted.mode,
         &loaded.tunables,
     )?;
+    kernel.keep();
     for note in &kernel.notes {
         eprintln!("sluice: {note}");
     }

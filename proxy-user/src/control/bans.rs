@@ -38,16 +38,27 @@ pub struct Bans {
 }
 
 impl Bans {
-    /// Takes over what stands in the kernel, where a daemon before us may have left bans.
+    /// Takes over what stands in the kernel, where a daemon before us may have left bans; without a datapath what is
+    /// remembered of them.
     ///
     /// # Errors
     /// The maps cannot be read.
-    pub fn adopt(denied: Arc<Denied>, datapath: Option<&Writer>) -> Result<Self> {
-        let kernel = datapath.map(Writer::bans).transpose()?.unwrap_or_default();
-        let table = kernel
-            .into_iter()
-            .map(|ban| (ban.source, (ban.until_ns, ban.rule)))
-            .collect();
+    pub fn adopt(
+        denied: Arc<Denied>,
+        datapath: Option<&Writer>,
+        remembered: &[(IpAddr, u64, String)],
+    ) -> Result<Self> {
+        let table = match datapath {
+            Some(datapath) => datapath
+                .bans()?
+                .into_iter()
+                .map(|ban| (ban.source, (ban.until_ns, ban.rule)))
+                .collect(),
+            None => remembered
+                .iter()
+                .map(|(source, until_ns, rule)| (*source, (*until_ns, rule.clone())))
+                .collect(),
+        };
         let bans = Self { denied, table };
         bans.publish();
         Ok(bans)
@@ -114,6 +125,14 @@ impl Bans {
         datapath.map_or(Ok(()), Writer::sweep_bans)
     }
 
+    /// Every ban, as the next daemon wants to know it.
+    pub fn memory(&self) -> Vec<(IpAddr, u64, String)> {
+        self.table
+            .iter()
+            .map(|(source, (until_ns, rule))| (*source, *until_ns, rule.clone()))
+            .collect()
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.table.len() as u64
@@ -156,7 +175,7 @@ mod tests {
     #[test]
     fn without_a_datapath_a_ban_is_kept_here_and_lifted_here() -> Result<()> {
         let denied = Arc::new(Denied::default());
-        let mut bans = Bans::adopt(Arc::clone(&denied), None)?;
+        let mut bans = Bans::adopt(Arc::clone(&denied), None, &[])?;
         let source = IpAddr::from([192, 0, 2, 1]);
         bans.add(None, source, "fair-use", Duration::from_secs(60))?;
         bans.add(None, source, OPERATOR, Duration::from_secs(1))?;
@@ -187,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_ban_that_is_over_is_forgotten() -> Result<()> {
-        let mut bans = Bans::adopt(Arc::default(), None)?;
+        let mut bans = Bans::adopt(Arc::default(), None, &[])?;
         bans.add(None, IpAddr::from([192, 0, 2, 1]), OPERATOR, Duration::ZERO)?;
         bans.sweep(None)?;
         assert_eq!(bans.count(), 0);

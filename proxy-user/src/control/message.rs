@@ -1,6 +1,6 @@
 //! What keeper and daemon say to each other.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -67,11 +67,14 @@ pub struct Start {
 
 /// What a daemon wants the next one to know; the keeper keeps it and does not read it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Memory {
     /// Ids in the maps.
     pub names: Names,
     /// Tunables that were set at run time.
     pub runtime: Vec<(String, String)>,
+    /// Bans where there is no datapath to remember them: source, end on the coarse clock, rule.
+    pub bans: Vec<(IpAddr, u64, String)>,
 }
 
 /// From the daemon.

@@ -72,7 +72,8 @@ impl Control {
             .daemon_restarts
             .store(start.restarts, Relaxed);
         Ok(Self {
-            bans: Bans::adopt(Arc::clone(&denied), datapath.as_ref()).context("read the bans")?,
+            bans: Bans::adopt(Arc::clone(&denied), datapath.as_ref(), &start.memory.bans)
+                .context("read the bans")?,
             channel,
             remembered: start.memory.clone(),
             start,
@@ -314,7 +315,15 @@ impl Control {
             .as_ref()
             .map(|datapath| datapath.names().clone())
             .unwrap_or_default();
-        let memory = Memory { names, runtime };
+        let bans = match self.datapath {
+            Some(_) => Vec::new(),
+            None => self.bans.memory(),
+        };
+        let memory = Memory {
+            names,
+            runtime,
+            bans,
+        };
         if memory != self.remembered && self.say(&ToKeeper::Remember(memory.clone())).is_ok() {
             self.remembered = memory;
         }

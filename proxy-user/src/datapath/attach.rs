@@ -1,15 +1,18 @@
 //! What needs privileges: loading the programs, making or adopting the pins, attaching, and taking it all away again.
 
+mod obstacle;
 mod status;
+mod steer;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, HashMap, MapData, ReusePortSockArray};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkReuseport, Xdp, XdpMode};
@@ -21,16 +24,20 @@ use serde::{Deserialize, Serialize};
 
 use super::map::Value;
 use super::network::{Link, Network};
-use super::{Mode, address, pin_folder, port};
+use super::{Mode, pin_folder};
 use crate::config::DatapathMode;
 use crate::tunable::Tunables;
 
+pub use obstacle::obstacles;
 pub use status::{Status, capabilities_missing, down, status};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// Links are pinned by the index of their interface: bpffs forbids the dots that names may have.
 const LINK_PREFIX: &str = "link_";
+
+/// How long the kernel may take to detach what nothing holds any more; it takes a few milliseconds.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The kernel half as the keeper holds it.
 pub struct Kernel {
@@ -40,8 +47,10 @@ pub struct Kernel {
     /// What an operator should know about how it came up.
     pub notes: Vec<String>,
     folder: PathBuf,
+    maps: Vec<(&'static str, OwnedFd)>,
     groups: BTreeMap<SocketAddr, u32>,
     cpus: u32,
+    undo: Undo,
 }
 
 /// XDP on an interface.
@@ -68,37 +77,47 @@ impl Kernel {
     ) -> Result<Self> {
         let mut notes = Vec::new();
         mount_bpffs(&mut notes)?;
-        let folder = pin_folder(instance);
-        let mut network = Network::open().context("open a netlink socket")?;
-        let links = network
-            .links()
-            .context("read the interfaces of this host")?;
-        let links = choose_links(&links, names)?;
         // Everything that can be refused is refused before anything is made.
-        for link in &links {
-            refuse_foreign(link, &folder)?;
+        let obstacles = obstacles(instance, names, tunables)?;
+        if !obstacles.is_empty() {
+            bail!("{}", obstacles.join("; "));
         }
-        let sizes = sizes(tunables);
-        check_pins(&folder, &sizes)?;
+        let folder = pin_folder(instance);
+        let adopted = folder.join(name::ABI).exists();
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let ebpf = load(&folder, &sizes)?;
-        let cpus = u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?;
-        let folder_of = folder.clone();
+        let links = Network::open()?.links()?;
+        let links: Vec<&Link> = names
+            .iter()
+            .filter_map(|name| links.iter().find(|link| link.name == *name))
+            .collect();
+        let undo = Undo {
+            instance: instance.to_owned(),
+            adopted,
+            links: Vec::new(),
+            armed: true,
+        };
         let mut kernel = Self {
-            ebpf,
+            ebpf: load(&folder, &sizes(tunables))?,
             interfaces: Vec::new(),
             notes,
-            folder: folder_of,
+            folder,
+            maps: Vec::new(),
             groups: BTreeMap::new(),
-            cpus,
+            cpus: u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?,
+            undo,
         };
         kernel.prepare()?;
-        detach_others(&folder, &links)?;
         for link in &links {
-            let interface = kernel.attach(link, mode, &folder)?;
+            let interface = kernel.attach(link, mode)?;
             kernel.interfaces.push(interface);
         }
+        detach_others(&kernel.folder, &links)?;
         Ok(kernel)
+    }
+
+    /// Lets it outlive us. Until then, whatever was made anew goes when this goes.
+    pub fn keep(&mut self) {
+        self.undo.armed = false;
     }
 
     /// The ABI number, the keys of the flow hash, and no steering of an earlier keeper's sockets.
@@ -136,6 +155,11 @@ impl Kernel {
                 format!("load the program {program}: the kernel must be Linux 6.1 or later")
             })?;
         }
+        for map in name::MAPS {
+            let pinned = MapData::from_pin(self.folder.join(map))?;
+            let descriptor = pinned.fd().as_fd().try_clone_to_owned()?;
+            self.maps.push((map, descriptor));
+        }
         Ok(())
     }
 
@@ -159,32 +183,24 @@ impl Kernel {
         Ok(program.try_into()?)
     }
 
-    fn attach(&mut self, link: &Link, mode: DatapathMode, folder: &Path) -> Result<Interface> {
-        let pin = folder.join(format!("{LINK_PREFIX}{}", link.index));
+    fn attach(&mut self, link: &Link, mode: DatapathMode) -> Result<Interface> {
+        let pin = self.folder.join(format!("{LINK_PREFIX}{}", link.index));
         let native_now = link.xdp.map(|(_, native)| native);
         let fits = match mode {
             DatapathMode::Native => native_now == Some(true),
             DatapathMode::Generic => native_now == Some(false),
             DatapathMode::Auto | DatapathMode::Off => native_now.is_some(),
         };
-        let attached = if pin.exists() && fits && self.replace(&pin)? {
+        let native = if pin.exists() && fits && self.replace(&pin)? {
             native_now == Some(true)
         } else {
-            if pin.exists() {
-                fs::remove_file(&pin).with_context(|| format!("remove {}", pin.display()))?;
-            }
             self.attach_anew(link, mode, &pin)?
         };
         let program = self.xdp()?.info()?.id();
-        let mode = if attached {
-            Mode::Native
-        } else {
-            Mode::Generic
-        };
         Ok(Interface {
             name: link.name.clone(),
             index: link.index,
-            mode,
+            mode: if native { Mode::Native } else { Mode::Generic },
             program,
         })
     }
@@ -212,29 +228,53 @@ impl Kernel {
         }
     }
 
-    /// Whether it is attached natively.
+    /// Whether it is attached natively. What ran there in another mode has to go first; it comes back where the new
+    /// mode is refused.
     fn attach_anew(&mut self, link: &Link, mode: DatapathMode, pin: &Path) -> Result<bool> {
-        let native = match mode {
-            DatapathMode::Generic => None,
-            _ => Some(self.attach_as(link, XdpMode::Driver, pin)),
-        };
-        match (native, mode) {
-            (Some(Ok(())), _) => Ok(true),
-            (Some(Err(error)), DatapathMode::Native) => Err(error).with_context(|| {
-                format!("attach XDP to {} natively: the driver refuses; set datapath.mode = \"auto\" or \"generic\"", link.name)
-            }),
-            (native, _) => {
-                if let Some(Err(error)) = native {
-                    self.notes.push(format!(
-                        "{}: no native XDP ({error:#}), so it runs in generic mode, which is much slower",
-                        link.name
-                    ));
+        let replaced = pin.exists();
+        if replaced {
+            release(pin)?;
+        }
+        let attached = self.attach_by(link, mode, pin);
+        match (&attached, link.xdp) {
+            (Err(_), Some((_, native))) if replaced => {
+                let before = if native {
+                    XdpMode::Driver
+                } else {
+                    XdpMode::Skb
+                };
+                self.attach_as(link, before, pin)
+                    .with_context(|| format!("put XDP back on {}", link.name))?;
+            }
+            (Ok(_), _) if !replaced => {
+                self.undo.links.push(pin.to_owned());
+            }
+            _ => {}
+        }
+        attached
+    }
+
+    fn attach_by(&mut self, link: &Link, mode: DatapathMode, pin: &Path) -> Result<bool> {
+        let name = &link.name;
+        if mode != DatapathMode::Generic {
+            match self.attach_as(link, XdpMode::Driver, pin) {
+                Ok(()) => return Ok(true),
+                Err(error) if mode == DatapathMode::Native => {
+                    return Err(error).with_context(|| {
+                        format!(
+                            "attach XDP to {name} natively: the driver refuses; set datapath.mode = \"auto\" or \"generic\""
+                        )
+                    });
                 }
-                self.attach_as(link, XdpMode::Skb, pin)
-                    .with_context(|| format!("attach XDP to {} in generic mode; set datapath.mode = \"off\"", link.name))?;
-                Ok(false)
+                Err(error) => self.notes.push(format!(
+                    "{name}: no native XDP ({error:#}), so it runs in generic mode, which is much slower"
+                )),
             }
         }
+        self.attach_as(link, XdpMode::Skb, pin).with_context(|| {
+            format!("attach XDP to {name} in generic mode; set datapath.mode = \"off\"")
+        })?;
+        Ok(false)
     }
 
     fn attach_as(&mut self, link: &Link, mode: XdpMode, pin: &Path) -> Result<()> {
@@ -253,108 +293,46 @@ impl Kernel {
     /// # Errors
     /// No descriptor is left.
     pub fn cells(&self) -> Result<OwnedFd> {
-        Ok(MapData::from_pin(self.folder.join(name::CELLS))?
-            .fd()
-            .as_fd()
-            .try_clone_to_owned()?)
+        let cells = self.maps.iter().find(|(map, _)| *map == name::CELLS);
+        let (_, cells) = cells.ok_or_else(|| anyhow!("the map cells is missing"))?;
+        Ok(cells.try_clone()?)
     }
 
-    /// Copies of the maps' descriptors, by name: for the daemon, which may use them but could not open the pins.
-    ///
-    /// # Errors
-    /// No descriptor is left.
-    pub fn descriptors(&self) -> Result<Vec<(String, OwnedFd)>> {
-        let descriptor = |map_name: &str| -> Result<(String, OwnedFd)> {
-            let map = MapData::from_pin(self.folder.join(map_name))?;
-            Ok((map_name.to_owned(), map.fd().as_fd().try_clone_to_owned()?))
-        };
-        name::MAPS
+    /// The maps by name: for the daemon, which may use them but could not open the pins.
+    pub fn descriptors(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let own = |map: &str| [name::SOCKETS, name::STEER, name::ABI].contains(&map);
+        self.maps
             .iter()
-            .filter(|map| ![name::SOCKETS, name::STEER, name::ABI].contains(map))
-            .map(|map| descriptor(map))
-            .collect()
-    }
-
-    /// Steers new connections to an address to the socket of the CPU that took the packet. All of `sockets` are one
-    /// SO_REUSEPORT group that listens already, each with the CPU of its worker.
-    ///
-    /// # Errors
-    /// There are too many groups, or the system refuses.
-    pub fn steer(&mut self, listener: SocketAddr, sockets: &[(u32, BorrowedFd<'_>)]) -> Result<()> {
-        let Some((_, first)) = sockets.first() else {
-            return Ok(());
-        };
-        let base = self.group(listener)?;
-        let map = self
-            .ebpf
-            .map_mut(name::SOCKETS)
-            .ok_or_else(|| anyhow!("the map sockets is missing"))?;
-        let mut array = ReusePortSockArray::try_from(map)?;
-        for (cpu, socket) in sockets.iter().filter(|(cpu, _)| *cpu < self.cpus) {
-            array
-                .set(base + cpu, socket, 0)
-                .with_context(|| format!("steer {listener} on CPU {cpu}"))?;
-        }
-        let map = self
-            .ebpf
-            .map_mut(name::STEER)
-            .ok_or_else(|| anyhow!("the map steer is missing"))?;
-        HashMap::<_, Value<abi::SteerKey>, u32>::try_from(map)?.insert(
-            Value(steer_key(listener)),
-            base,
-            0,
-        )?;
-        let select = self
-            .ebpf
-            .program(name::SELECT)
-            .ok_or_else(|| anyhow!("the program select is missing"))?;
-        let select: &SkReuseport = select.try_into()?;
-        select
-            .attach(first)
-            .with_context(|| format!("attach the steering of {listener}"))?;
-        Ok(())
-    }
-
-    /// Forgets an address whose sockets are about to be closed.
-    pub fn unsteer(&mut self, listener: SocketAddr) {
-        if self.groups.remove(&listener).is_some()
-            && let Some(map) = self.ebpf.map_mut(name::STEER)
-            && let Ok(mut steer) = HashMap::<_, Value<abi::SteerKey>, u32>::try_from(map)
-        {
-            // Sockets leave the array by themselves when they are closed.
-            let _ = steer.remove(&Value(steer_key(listener)));
-        }
-    }
-
-    /// The first index of an address's sockets.
-    fn group(&mut self, listener: SocketAddr) -> Result<u32> {
-        if let Some(base) = self.groups.get(&listener) {
-            return Ok(*base);
-        }
-        let base = (0..abi::size::SOCKETS / self.cpus)
-            .map(|n| n * self.cpus)
-            .find(|base| !self.groups.values().any(|b| b == base));
-        let base = base.ok_or_else(|| {
-            anyhow!(
-                "no more than {} addresses can be steered",
-                self.groups.len()
-            )
-        })?;
-        self.groups.insert(listener, base);
-        Ok(base)
+            .filter(move |(map, _)| !own(map))
+            .map(|(map, descriptor)| (*map, descriptor.as_fd()))
     }
 }
 
-fn steer_key(listener: SocketAddr) -> abi::SteerKey {
-    abi::SteerKey {
-        address: match listener.ip() {
-            // The group is bound to this very address; an IPv4 one stands mapped, also the unspecified one.
-            std::net::IpAddr::V4(v4) => abi::Address::v4(v4.octets()),
-            v6 => address(v6),
-        },
-        port: port(listener.port()),
-        protocol: abi::protocol::TCP,
-        zero: [0; 5],
+/// What goes again when a start comes to nothing.
+struct Undo {
+    /// Until the kernel half is kept.
+    armed: bool,
+    instance: String,
+    /// The pins were there before; then only links that are new go.
+    adopted: bool,
+    links: Vec<PathBuf>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let undone = if self.adopted {
+            self.links.iter().try_for_each(|pin| release(pin))
+        } else {
+            down(&self.instance).map(drop)
+        };
+        if let Err(error) = undone {
+            log::error!(
+                "cannot take the kernel half away again: {error:#}; run `sluice datapath down`"
+            );
+        }
     }
 }
 
@@ -379,97 +357,6 @@ fn mount_bpffs(notes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn choose_links(links: &[Link], names: &[String]) -> Result<Vec<Link>> {
-    names
-        .iter()
-        .map(|name| {
-            let found = links.iter().find(|link| link.name == *name).cloned();
-            let known = || {
-                links
-                    .iter()
-                    .map(|link| link.name.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            found.ok_or_else(|| {
-                anyhow!(
-                    "datapath.interfaces: there is no interface {name}; there are {}",
-                    known()
-                )
-            })
-        })
-        .collect()
-}
-
-/// Whether each of the interfaces is free of XDP programs of others; one that does not exist is.
-///
-/// # Errors
-/// One is not: whose program it is, and what to do.
-pub fn foreign_program(instance: &str, names: &[String]) -> Result<()> {
-    let links = Network::open()?.links()?;
-    links
-        .iter()
-        .filter(|link| names.contains(&link.name))
-        .try_for_each(|link| refuse_foreign(link, &pin_folder(instance)))
-}
-
-/// Another program on the interface is somebody's, and stays.
-fn refuse_foreign(link: &Link, folder: &Path) -> Result<()> {
-    let Some((id, _)) = link.xdp else {
-        return Ok(());
-    };
-    let ours = PinnedLink::from_pin(folder.join(format!("{LINK_PREFIX}{}", link.index)));
-    if ours.is_ok_and(|ours| {
-        FdLink::from(ours)
-            .info()
-            .is_ok_and(|info| info.program_id() == id)
-    }) {
-        return Ok(());
-    }
-    let owner = owner(link.index).unwrap_or_else(|| program_owner(id));
-    bail!(
-        "another XDP program is attached to {}: {owner}; detach it (`ip link set dev {} xdp off`, or by what attached it), \
-         or leave the interface out of datapath.interfaces",
-        link.name,
-        link.name
-    )
-}
-
-/// The instance of ours that has a link there.
-fn owner(index: u32) -> Option<String> {
-    let instances = fs::read_dir(Path::new(BPFFS).join("sluice")).ok()?;
-    let pinned = |instance: &fs::DirEntry| {
-        instance
-            .path()
-            .join(format!("{LINK_PREFIX}{index}"))
-            .exists()
-    };
-    let name = instances.flatten().find(pinned)?.file_name();
-    let name = name.to_string_lossy();
-    Some(format!(
-        "that of the Sluice instance {name} (`sluice datapath down --instance {name}` removes it)"
-    ))
-}
-
-fn program_owner(id: u32) -> String {
-    let program = aya::programs::loaded_programs()
-        .flatten()
-        .find(|program| program.id() == id);
-    match program {
-        Some(program) => {
-            let name = program
-                .name_as_str()
-                .filter(|name| !name.is_empty())
-                .unwrap_or("without a name");
-            let user = program
-                .created_by_uid()
-                .map_or(String::new(), |uid| format!(", loaded by uid {uid}"));
-            format!("program {id} {name}{user}")
-        }
-        None => format!("program {id}"),
-    }
-}
-
 /// Sizes that differ from those in the object.
 fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
     let datapath = &tunables.datapath;
@@ -489,41 +376,6 @@ fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
     ])
 }
 
-/// Pins of another version or other sizes are not adopted.
-fn check_pins(folder: &Path, sizes: &BTreeMap<&str, u32>) -> Result<()> {
-    let remedy = "run `sluice datapath down`, which ends its flows and bans, and start again";
-    let abi_pin = folder.join(name::ABI);
-    if abi_pin.exists() {
-        let map =
-            MapData::from_pin(&abi_pin).with_context(|| format!("open {}", abi_pin.display()))?;
-        let pinned = Array::<_, u32>::try_from(aya::maps::Map::Array(map))?.get(&0, 0)?;
-        // Zero: whoever made the pins was interrupted before anything could run on them.
-        if pinned != abi::ABI && pinned != 0 {
-            bail!(
-                "{} holds maps of ABI {pinned}, this is ABI {}: {remedy}",
-                folder.display(),
-                abi::ABI
-            );
-        }
-    }
-    for (map, wanted) in sizes {
-        let pin = folder.join(map);
-        if !pin.exists() {
-            continue;
-        }
-        let entries = MapData::from_pin(&pin)
-            .with_context(|| format!("open {}", pin.display()))?
-            .info()?
-            .max_entries();
-        if entries != *wanted {
-            bail!(
-                "the pinned map {map} has room for {entries} entries, the tunables say {wanted}: {remedy}"
-            );
-        }
-    }
-    Ok(())
-}
-
 fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for map in name::MAPS {
@@ -541,23 +393,51 @@ fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
 }
 
 /// Detaches from interfaces that are not configured any more, and forgets those that are gone.
-fn detach_others(folder: &Path, links: &[Link]) -> Result<()> {
+fn detach_others(folder: &Path, links: &[&Link]) -> Result<()> {
     for (index, path) in pinned_links(folder) {
         if !links.iter().any(|link| link.index == index) {
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            release(&path)?;
         }
     }
     Ok(())
+}
+
+/// Removes the pin of a link, which detaches its program. The kernel does that a moment later, in the background: waits
+/// for it, so that who attaches next finds nobody.
+fn release(pin: &Path) -> Result<()> {
+    let program = PinnedLink::from_pin(pin)
+        .ok()
+        .and_then(|pinned| FdLink::from(pinned).info().ok())
+        .map(|info| info.program_id());
+    fs::remove_file(pin).with_context(|| format!("remove {}; run it as root", pin.display()))?;
+    let end = Instant::now() + RELEASE_LIMIT;
+    while let Some(program) = program
+        && Instant::now() < end
+    {
+        let links = Network::open()?.links()?;
+        let attached = |link: &Link| link.xdp.is_some_and(|(id, _)| id == program);
+        let index = pin_index(pin);
+        if !links
+            .iter()
+            .any(|link| Some(link.index) == index && attached(link))
+        {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// The index of the interface whose link is pinned there.
+fn pin_index(pin: &Path) -> Option<u32> {
+    let name = pin.file_name()?.to_str()?;
+    name.strip_prefix(LINK_PREFIX)?.parse().ok()
 }
 
 /// Index and path of each pinned link.
 fn pinned_links(folder: &Path) -> Vec<(u32, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let index = name.to_str()?.strip_prefix(LINK_PREFIX)?.parse().ok()?;
-            Some((index, entry.path()))
-        })
+        .filter_map(|entry| Some((pin_index(&entry.path())?, entry.path())))
         .collect()
 }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::User;
 
 use crate::control::CHANNEL_FD;
@@ -108,6 +109,15 @@ impl Daemon {
     /// Ends it by force and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
+    }
+
+    /// Lets it end by itself within `limit`, and by force after that.
+    pub fn end_within(&mut self, limit: Duration) {
+        let mut polled = [PollFd::new(self.end.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+        if !poll(&mut polled, timeout).is_ok_and(|ended| ended > 0) {
+            self.kill();
+        }
     }
 
     /// How it ended; `None` while it runs.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::config::{Config, Diagnostic};
 use crate::control::configuration::has_datapath;
-use crate::datapath::{capabilities_missing, network::Network};
+use crate::datapath::{capabilities_missing, network::Network, obstacles};
 use crate::net;
 use crate::tunable::Tunables;
 
@@ -12,58 +12,45 @@ use crate::tunable::Tunables;
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
 /// What keeps this configuration from running on this host, and warnings about what will not go well.
-pub fn faults(config: &Config, tunables: &Tunables) -> Vec<Diagnostic> {
+pub fn faults(config: &Config, tunables: &Tunables, instance: &str) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     faults.extend(old_kernel(&release()));
     if let Err(error) = net::probe() {
         faults.push(Diagnostic::error(error.to_string()));
     }
     if has_datapath(config) {
-        datapath_faults(config, &mut faults);
+        datapath_faults(config, tunables, instance, &mut faults);
     }
     faults.extend(few_descriptors(tunables));
     faults
 }
 
-/// XDP programs of others on the interfaces that are named.
-pub fn foreign_programs(config: &Config, instance: &str) -> Option<Diagnostic> {
-    if !has_datapath(config) || !capabilities_missing().is_empty() {
-        return None;
-    }
-    let error = crate::datapath::foreign_program(instance, &config.datapath.interfaces).err()?;
-    Some(Diagnostic::error(format!("{error:#}")).at(&config.datapath.at))
-}
-
-fn datapath_faults(config: &Config, faults: &mut Vec<Diagnostic>) {
-    let at = &config.datapath.at;
+fn datapath_faults(
+    config: &Config,
+    tunables: &Tunables,
+    instance: &str,
+    faults: &mut Vec<Diagnostic>,
+) {
+    let datapath = &config.datapath;
     let missing = capabilities_missing();
-    if !missing.is_empty() {
+    if missing.is_empty() {
+        match obstacles(instance, &datapath.interfaces, tunables) {
+            Ok(found) => faults.extend(
+                found
+                    .into_iter()
+                    .map(|obstacle| Diagnostic::error(obstacle).at(&datapath.at)),
+            ),
+            Err(error) => faults.push(Diagnostic::error(format!("{error:#}")).at(&datapath.at)),
+        }
+    } else {
         faults.push(
             Diagnostic::error(format!("the kernel half needs {}, which this process has not", missing.join(" and ")))
-                .at(at)
+                .at(&datapath.at)
                 .help("start as root, or set datapath.mode = \"off\" (or --datapath off) to run without the kernel half"),
         );
     }
-    let Ok(mut network) = Network::open() else {
-        return;
-    };
-    let (links, addresses) = (
-        network.links().unwrap_or_default(),
-        network.addresses().unwrap_or_default(),
-    );
-    for name in config
-        .datapath
-        .interfaces
-        .iter()
-        .filter(|name| !links.iter().any(|link| link.name == **name))
-    {
-        let there: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        faults.push(
-            Diagnostic::error(format!("there is no interface {name}"))
-                .at(at)
-                .help(format!("there are {}", there.join(", "))),
-        );
-    }
+    let own = Network::open().and_then(|mut network| network.addresses());
+    let Ok(addresses) = own else { return };
     if let Some(nat) = &config.datapath.nat {
         let absent = |source: &&IpAddr| !addresses.iter().any(|(_, own)| own == *source);
         for source in nat.source.iter().filter(absent) {

@@ -3,26 +3,23 @@
 mod reload;
 mod watch;
 
-use std::fs::{self, File};
-use std::hash::{BuildHasher, RandomState};
+use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::fcntl::Flock;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::User;
 
-use super::Settings;
 use super::daemon::Daemon;
 use super::signal::Signals;
 use super::sockets::Sockets;
-use crate::config::{Bundle, Config, ListenerMode, Loaded, diagnostic};
+use super::{AdminSocket, Settings};
+use crate::config::{Bundle, Config, ListenerMode, Loaded};
 use crate::control::message::{Memory, ToDaemon};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
@@ -58,18 +55,31 @@ struct Pending {
     deadline: Instant,
 }
 
+/// What the keeper holds from its start to its end, beside the sockets.
+pub(super) struct Held {
+    pub settings: Settings,
+    pub signals: Signals,
+    /// Who the daemon runs as; `None` = as we do.
+    pub user: Option<User>,
+    /// The CPU of each worker.
+    pub cpus: Vec<usize>,
+    pub admin: AdminSocket,
+    /// Where what the instance remembers is written.
+    pub folder: PathBuf,
+    pub kernel: Option<Kernel>,
+    pub cells: RateCells,
+}
+
+/// The rate cells of this keeper's daemons.
+pub(super) struct RateCells {
+    pub memory: OwnedFd,
+    pub count: usize,
+    /// Keys the hashes of cells. Daemons come and go, and a key must find its cell again.
+    pub seed: u64,
+}
+
 pub(super) struct Keeper {
-    settings: Settings,
-    signals: Signals,
-    user: Option<User>,
-    kernel: Option<Kernel>,
-    cpus: Vec<usize>,
-    cells: OwnedFd,
-    /// Keys the hashes of rate cells. Daemons come and go, and a key must find its cell again.
-    cells_seed: u64,
-    admin: UnixListener,
-    folder: PathBuf,
-    lock: Option<Flock<File>>,
+    held: Held,
     sockets: Sockets,
     daemon: Option<Daemon>,
     in_force: Option<Generation>,
@@ -84,21 +94,8 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a thing that the keeper holds from its start to its end"
-    )]
-    pub fn new(
-        settings: Settings,
-        signals: Signals,
-        user: Option<User>,
-        kernel: Option<Kernel>,
-        cpus: Vec<usize>,
-        cells: OwnedFd,
-        admin: UnixListener,
-        folder: PathBuf,
-    ) -> Self {
-        let memory = fs::read(folder.join(MEMORY_FILE))
+    pub fn new(held: Held) -> Self {
+        let memory = fs::read(held.folder.join(MEMORY_FILE))
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         // What was set at run time ends with the keeper; ids live as long as the pins.
@@ -107,16 +104,7 @@ impl Keeper {
             ..memory.unwrap_or_default()
         };
         Self {
-            settings,
-            signals,
-            user,
-            kernel,
-            cpus,
-            cells,
-            cells_seed: RandomState::new().hash_one(std::process::id()),
-            admin,
-            folder,
-            lock: None,
+            held,
             sockets: Sockets::default(),
             daemon: None,
             in_force: None,
@@ -130,24 +118,12 @@ impl Keeper {
         }
     }
 
-    /// Keeps the instance's lock until the end.
-    pub fn hold(&mut self, lock: Flock<File>) {
-        self.lock = Some(lock);
-    }
-
-    /// From the first generation to the end.
+    /// From the first generation, whose sockets are open, to the end.
     ///
     /// # Errors
     /// The first daemon cannot be started, or ends before it is ready.
-    pub fn run(mut self, loaded: Loaded, bundle: Bundle) -> Result<ExitCode> {
-        let opened = match self.open_sockets(&loaded.config, &loaded.tunables) {
-            Ok(opened) => opened,
-            Err(faults) => {
-                eprint!("{}", diagnostic::render(&faults, self.settings.colour));
-                self.clean_up();
-                return Ok(ExitCode::FAILURE);
-            }
-        };
+    pub fn run(mut self, loaded: Loaded, bundle: Bundle, opened: Sockets) -> Result<ExitCode> {
+        let opened = self.adopt(opened);
         let generation = Generation {
             number: 1,
             bundle,
@@ -168,7 +144,7 @@ impl Keeper {
         loop {
             let (signal, said, ended) = self.wait()?;
             if signal {
-                while let Some(signal) = self.signals.next() {
+                while let Some(signal) = self.held.signals.next() {
                     self.take(signal);
                 }
             }
@@ -200,7 +176,7 @@ impl Keeper {
             let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
         });
-        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut polled = vec![PollFd::new(self.held.signals.as_fd(), PollFlags::POLLIN)];
         if let Some(daemon) = &self.daemon {
             polled.push(PollFd::new(daemon.channel(), PollFlags::POLLIN));
             polled.push(PollFd::new(daemon.end(), PollFlags::POLLIN));
@@ -252,20 +228,19 @@ impl Keeper {
     /// What ends with us; the kernel half does not.
     fn clean_up(&mut self) {
         self.daemon = None;
-        let _ = fs::remove_file(&self.settings.admin);
         let forwards = |now: &Generation| {
             now.config
                 .listeners
                 .iter()
                 .any(|listener| matches!(listener.mode, ListenerMode::Forward { .. }))
         };
-        if self.kernel.is_some() && self.in_force.as_ref().is_some_and(forwards) {
+        if self.held.kernel.is_some() && self.in_force.as_ref().is_some_and(forwards) {
             log::info!(
                 "the kernel half goes on forwarding; `sluice datapath down{}` ends that",
-                if self.settings.instance == "main" {
+                if self.held.settings.instance == "main" {
                     String::new()
                 } else {
-                    format!(" --instance {}", self.settings.instance)
+                    format!(" --instance {}", self.held.settings.instance)
                 }
             );
         }

@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(answer.text, "http.head_timeout = 5s\n");
         assert_eq!(
             answer.errors,
-            ["http.fields_max: 0 is out of range: 1 to 1000"]
+            ["http.fields_max: 0 is out of range: 1 to 256"]
         );
         assert!(
             answer.notes[0].starts_with("ignored: there is no tunable `h2.none`"),

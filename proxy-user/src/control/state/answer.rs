@@ -29,6 +29,7 @@ impl Control {
                 if banned.is_ok() {
                     log::info!("banned: source={source} rule={OPERATOR} for={duration:?}");
                     self.close_source(source);
+                    self.remember();
                 }
                 let _ = way_back.send(banned.map_err(|error| format!("{error:#}")));
             }

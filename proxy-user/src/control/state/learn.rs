@@ -151,6 +151,7 @@ impl Control {
         if let Err(error) = self.bans.sweep(self.datapath.as_mut()) {
             log::error!("cannot end bans that are over: {error:#}");
         }
+        self.remember();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
             Some(Ok(true)) => self.choose_endpoints(),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),

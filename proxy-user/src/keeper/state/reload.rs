@@ -7,8 +7,10 @@ use std::time::Instant;
 use super::{APPLY_TIMEOUT, Generation, Keeper, Pending};
 use crate::config::{Config, Diagnostic, diagnostic};
 use crate::control::message::{Apply, Socket, ToDaemon};
+use crate::datapath::Kernel;
 use crate::keeper::daemon::Daemon;
-use crate::keeper::{read, tell_warnings};
+use crate::keeper::sockets::Sockets;
+use crate::keeper::{read, tell};
 use crate::tunable::Tunables;
 
 impl Keeper {
@@ -18,8 +20,8 @@ impl Keeper {
             self.reload_again = true;
             return;
         }
-        let tried = read(&self.settings).and_then(|(loaded, bundle)| {
-            tell_warnings(&loaded.warnings, self.settings.colour);
+        let tried = read(&self.held.settings).and_then(|(loaded, bundle)| {
+            tell(&loaded.warnings, self.held.settings.colour);
             self.refuse_restart_matters(&loaded.config)?;
             let opened = self.open_sockets(&loaded.config, &loaded.tunables)?;
             Ok((loaded, bundle, opened))
@@ -52,12 +54,20 @@ impl Keeper {
     }
 
     fn tell_refused(&self, diagnostics: &[Diagnostic]) {
-        eprint!("{}", diagnostic::render(diagnostics, self.settings.colour));
-        log::error!(
-            "reload refused, generation {} goes on: {}",
-            self.in_force.as_ref().map_or(0, |now| now.number),
-            diagnostic::summary(diagnostics)
+        eprint!(
+            "{}",
+            diagnostic::render(diagnostics, self.held.settings.colour)
         );
+        let summary = diagnostic::summary(diagnostics);
+        match &self.in_force {
+            Some(now) => {
+                log::error!(
+                    "reload refused, generation {} goes on: {summary}",
+                    now.number
+                )
+            }
+            None => log::error!("the daemon refused to start: {summary}"),
+        }
     }
 
     /// What only a new keeper can change.
@@ -78,19 +88,25 @@ impl Keeper {
         ])
     }
 
-    /// Opens and steers the sockets that are missing; answers their addresses.
-    pub(super) fn open_sockets(
+    /// Opens the sockets that are missing; answers their addresses.
+    fn open_sockets(
         &mut self,
         config: &Config,
         tunables: &Tunables,
     ) -> Result<Vec<SocketAddr>, Vec<Diagnostic>> {
+        let workers = self.held.cpus.len();
         let opened = self
             .sockets
-            .open_missing(config, self.cpus.len(), tunables.net.backlog)?;
-        let addresses: Vec<SocketAddr> = opened.iter().map(|(address, _)| address).collect();
-        if let Some(kernel) = &mut self.kernel {
+            .open_missing(config, workers, tunables.net.backlog)?;
+        Ok(self.adopt(opened))
+    }
+
+    /// Steers sockets and holds them from now on; answers their addresses.
+    pub(super) fn adopt(&mut self, opened: Sockets) -> Vec<SocketAddr> {
+        if let Some(kernel) = &mut self.held.kernel {
             for (address, sockets) in opened.iter() {
                 let group: Vec<(u32, BorrowedFd<'_>)> = self
+                    .held
                     .cpus
                     .iter()
                     .zip(sockets)
@@ -104,12 +120,13 @@ impl Keeper {
                 }
             }
         }
+        let addresses = opened.iter().map(|(address, _)| address).collect();
         self.sockets.extend(opened);
-        Ok(addresses)
+        addresses
     }
 
     fn close_sockets(&mut self, addresses: &[SocketAddr]) {
-        if let Some(kernel) = &mut self.kernel {
+        if let Some(kernel) = &mut self.held.kernel {
             addresses
                 .iter()
                 .for_each(|address| kernel.unsteer(*address));
@@ -132,9 +149,9 @@ impl Keeper {
         let generation = &pending.generation;
         let apply = Apply {
             generation: generation.number,
-            main: self.settings.main.clone(),
+            main: self.held.settings.main.clone(),
             bundle: generation.bundle.clone(),
-            flags: self.settings.flags.clone(),
+            flags: self.held.settings.flags.clone(),
             sockets,
             closed: self.sockets.surplus(&generation.config),
             start: None,
@@ -157,6 +174,7 @@ impl Keeper {
                 let surplus = self.sockets.surplus(&pending.generation.config);
                 self.close_sockets(&surplus);
                 let first = self.in_force.replace(pending.generation).is_none();
+                self.held.kernel.iter_mut().for_each(Kernel::keep);
                 self.tell_in_force(first);
             }
             None => {
@@ -189,9 +207,9 @@ impl Keeper {
         let pid = self.daemon.as_ref().map_or(0, Daemon::pid);
         log::info!(
             "ready: instance={} workers={} daemon={pid} admin={}",
-            self.settings.instance,
-            self.cpus.len(),
-            self.settings.admin.display()
+            self.held.settings.instance,
+            self.held.cpus.len(),
+            self.held.settings.admin.display()
         );
     }
 

@@ -13,6 +13,9 @@ use crate::control::message::{Apply, Memory, Socket, Start, ToDaemon, ToKeeper};
 use crate::datapath::Kernel;
 use crate::keeper::daemon::Daemon;
 
+/// How long a daemon that says nothing more may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
 impl Keeper {
     pub(super) fn listen(&mut self) {
         let Some(daemon) = &mut self.daemon else {
@@ -26,8 +29,8 @@ impl Keeper {
             })) => self.refused(generation, &diagnostics),
             Ok(Some(ToKeeper::Reload)) => self.reload(),
             Ok(Some(ToKeeper::Remember(memory))) => self.remember(memory),
-            // It has ended, or is no use any more.
-            Ok(None) => daemon.kill(),
+            // It is ending, and how says why; if it is not, it is no use any more.
+            Ok(None) => daemon.end_within(END_PATIENCE),
             Err(error) => {
                 log::error!("the daemon cannot be understood: {error}");
                 daemon.kill();
@@ -37,8 +40,8 @@ impl Keeper {
 
     fn remember(&mut self, memory: Memory) {
         self.memory = memory;
-        let path = self.folder.join(MEMORY_FILE);
-        let fresh = self.folder.join("memory.json.new");
+        let path = self.held.folder.join(MEMORY_FILE);
+        let fresh = self.held.folder.join("memory.json.new");
         let written = serde_json::to_vec(&self.memory)
             .map_err(std::io::Error::from)
             .and_then(|bytes| fs::write(&fresh, bytes))
@@ -57,15 +60,19 @@ impl Keeper {
             (None, Some(first)) => &first.generation,
             (None, None) => bail!("there is no configuration to start with"),
         };
-        let daemon = Daemon::start(self.user.as_ref())?;
-        let maps = self
+        let daemon = Daemon::start(self.held.user.as_ref())?;
+        let (maps, of_maps): (Vec<_>, Vec<_>) = self
+            .held
             .kernel
-            .as_ref()
-            .map(Kernel::descriptors)
-            .transpose()?
-            .unwrap_or_default();
-        let mut descriptors = vec![self.admin.as_fd(), self.cells.as_fd()];
-        descriptors.extend(maps.iter().map(|(_, map)| map.as_fd()));
+            .iter()
+            .flat_map(Kernel::descriptors)
+            .map(|(map, descriptor)| (map.to_owned(), descriptor))
+            .unzip();
+        let mut descriptors = vec![
+            self.held.admin.listener.as_fd(),
+            self.held.cells.memory.as_fd(),
+        ];
+        descriptors.extend(of_maps);
         let (sockets, of_sockets): (Vec<_>, Vec<_>) = self
             .sockets
             .each()
@@ -74,23 +81,24 @@ impl Keeper {
         descriptors.extend(of_sockets);
         let apply = Apply {
             generation: generation.number,
-            main: self.settings.main.clone(),
+            main: self.held.settings.main.clone(),
             bundle: generation.bundle.clone(),
-            flags: self.settings.flags.clone(),
+            flags: self.held.settings.flags.clone(),
             sockets,
             closed: Vec::new(),
             start: Some(Start {
-                instance: self.settings.instance.clone(),
-                cpus: self.cpus.clone(),
+                instance: self.held.settings.instance.clone(),
+                cpus: self.held.cpus.clone(),
                 restarts: self.restarts,
-                cells: generation.tunables.guard.cells_max as usize,
-                cells_seed: self.cells_seed,
+                cells: self.held.cells.count,
+                cells_seed: self.held.cells.seed,
                 interfaces: self
+                    .held
                     .kernel
                     .as_ref()
                     .map(|kernel| kernel.interfaces.clone())
                     .unwrap_or_default(),
-                maps: maps.iter().map(|(name, _)| name.clone()).collect(),
+                maps,
                 memory: self.memory.clone(),
             }),
         };
