@@ -20,6 +20,8 @@ use crate::scenario::{Case, Work};
 
 /// Before a round counts: connections are made, caches are warm, pools are full.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// So often a round is tried until it counts, on average.
+const ATTEMPTS: usize = 4;
 /// How long a round waits for others to finish what they are doing; then it begins anyway, and is judged.
 const CALM_MAX: Duration = Duration::from_secs(20);
 /// How a campaign is led.
@@ -93,11 +95,11 @@ impl Stage {
                     .map(|why| format!("missing: {why}")),
             })
             .collect();
-        for attempt in 0..2 * settings.rounds {
+        for attempt in 0..ATTEMPTS * settings.rounds {
             for number in 0..courses.len() {
                 let at = (number + attempt) % courses.len();
                 let course = &mut courses[at];
-                if course.wants_more(attempt, settings) {
+                if course.wants_more(settings) {
                     course.attempt(self, case, settings);
                 }
             }
@@ -155,11 +157,10 @@ fn certify() -> Result<Arc<ClientConfig>> {
 }
 
 impl Course {
-    fn wants_more(&self, attempt: usize, settings: Settings) -> bool {
+    fn wants_more(&self, settings: Settings) -> bool {
         // What the load or the proxy itself cannot do, it will not do at the tenth time either.
-        let hopeless = attempt >= settings.rounds
-            && self.rounds.is_empty()
-            && !self.discarded.iter().any(Discard::is_passing);
+        let lasting = self.discarded.iter().filter(|why| !why.is_passing());
+        let hopeless = self.rounds.is_empty() && lasting.count() >= settings.rounds;
         self.failure.is_none() && self.rounds.len() < settings.rounds && !hopeless
     }
 

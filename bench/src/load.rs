@@ -129,13 +129,16 @@ pub fn hold(plan: Plan) -> Result<Held> {
         let first = client::open(&plan, &expectation, &tally, OPENERS, OPENERS).await;
         net::sleep_until(Instant::read() + SETTLE).await;
         let before_bytes = sample::resident_bytes(plan.proxy_pid)?;
-        let rest = client::open(&plan, &expectation, &tally, OPENERS, plan.connections).await;
+        let count = plan.connections.saturating_sub(OPENERS);
+        let rest = client::open(&plan, &expectation, &tally, OPENERS, count).await;
         net::sleep_until(Instant::read() + SETTLE).await;
         let after_bytes = sample::resident_bytes(plan.proxy_pid)?;
         tally.verdict()?;
         let connections = rest.borrow().len();
         ensure!(connections > 0, "there was no connection to hold");
         drop((first, rest));
+        // They are closed turn by turn, while the loop still has turns.
+        net::sleep_until(Instant::read() + SETTLE).await;
         Ok(Held {
             connections,
             before_bytes,

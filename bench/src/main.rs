@@ -98,6 +98,11 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let cores = Cores::choose()?;
     let descriptors = machine::raise_limits()?;
+    for peer in &peers {
+        if let Err(error) = peer.install() {
+            say::failed(&format!("install {}: {error:#}", peer.name));
+        }
+    }
     // From here on this is another process, and all that it starts ends with it, also by a signal.
     sandbox::enter(Interrupt::Ends)?;
     cores.settle()?;

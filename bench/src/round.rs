@@ -8,8 +8,9 @@ const STRANGERS_MAX: f64 = 0.06;
 const STEAL_MAX: f64 = 0.02;
 /// A saturated round with an idler core measured the load instead of the proxy.
 const BUSY_MIN: f64 = 0.95;
-/// A paced round that answers a smaller share of what was asked has a queue without end instead of a latency.
-const KEPT_MIN: f64 = 0.98;
+/// A paced round that answers less than was asked has a queue without end instead of a latency; one that answers more works off a
+/// queue from before it began. So much of what was asked may be missing or too much.
+const KEPT_WITHIN: f64 = 0.01;
 
 /// One round of one peer.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ pub enum Discard {
     Steal,
     /// Clients and origin were the bottleneck.
     NotSaturated,
-    /// The proxy could not keep the rate.
-    FellBehind,
+    /// The proxy could not keep the rate, or was still catching up.
+    RateNotKept,
 }
 
 impl Round {
@@ -113,7 +114,8 @@ fn judge(outcome: &Outcome, pace: Pace, noisy: bool) -> Option<Discard> {
         Pace::Saturated if span.proxy_core_busy < BUSY_MIN => Some(Discard::NotSaturated),
         Pace::PerSecond(rate) => {
             let asked = f64::from(rate) * span.ns as f64 / 1e9;
-            ((outcome.answers as f64) < asked * KEPT_MIN).then_some(Discard::FellBehind)
+            let off = (outcome.answers as f64 - asked).abs();
+            (off > asked * KEPT_WITHIN).then_some(Discard::RateNotKept)
         }
         Pace::Saturated => None,
     }
@@ -131,7 +133,7 @@ impl Discard {
             Self::Strangers => "other processes disturbed",
             Self::Steal => "the hypervisor took time away",
             Self::NotSaturated => "clients and origin were the bottleneck",
-            Self::FellBehind => "the rate was not kept",
+            Self::RateNotKept => "the rate was not kept",
         }
     }
 }
@@ -217,8 +219,10 @@ mod tests {
     #[test]
     fn a_paced_round_counts_if_the_rate_was_kept() {
         let judged = |rate| judge(&outcome(CALM), Pace::PerSecond(rate), false);
-        assert_eq!(judged(49_500), None);
-        assert_eq!(judged(60_000), Some(Discard::FellBehind));
+        assert_eq!(judged(49_200), None);
+        for rate in [60_000, 40_000] {
+            assert_eq!(judged(rate), Some(Discard::RateNotKept), "{rate}");
+        }
     }
 
     #[test]

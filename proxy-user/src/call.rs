@@ -1,6 +1,7 @@
 //! One request of ours to one upstream: choose an endpoint, get a connection, send the request, wait for the head of the response.
 
 use std::cell::Cell;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Tries {
     pub left: u32,
     /// The endpoint that the last one failed with.
     pub avoid: Option<usize>,
+    /// An endpoint that had closed a connection of the pool: it is asked again, on a new one.
+    pub renew: Option<usize>,
 }
 
 /// Why there is no connection for a call.
@@ -51,6 +54,8 @@ pub enum ConnectError {
     Refused,
     /// It did not answer in time.
     Late,
+    /// We have no descriptor, port or memory left for a connection: no endpoint's fault, and no other would help.
+    Exhausted,
 }
 
 /// Why there is no response.
@@ -105,11 +110,15 @@ impl Caller {
                 .get(upstream)
                 .ok_or(ConnectError::NoEndpoint)?;
             let now_ns = net::now().as_ns();
-            let index = endpoints
-                .choose(self.worker, tries.avoid, self.random(), now_ns)
+            let renewed = tries.renew.take();
+            let index = renewed
+                .or_else(|| endpoints.choose(self.worker, tries.avoid, self.random(), now_ns))
                 .ok_or(ConnectError::NoEndpoint)?;
-            match self.connect(snapshot, upstream, index, true).await {
-                Err(_) if tries.left > 0 => self.count_retry(snapshot, upstream, index, tries),
+            let may_reuse = renewed.is_none();
+            match self.connect(snapshot, upstream, index, may_reuse).await {
+                Err(ConnectError::Refused | ConnectError::Late) if tries.left > 0 => {
+                    self.count_retry(snapshot, upstream, index, tries);
+                }
                 done => return done,
             }
         }
@@ -135,7 +144,7 @@ impl Caller {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub async fn connect<'s>(
+    async fn connect<'s>(
         &self,
         snapshot: &'s Snapshot,
         upstream: usize,
@@ -175,6 +184,7 @@ impl Caller {
                     active,
                 });
             }
+            Ok(Err(error)) if is_ours(&error) => return Err(ConnectError::Exhausted),
             Ok(Err(_)) => ConnectError::Refused,
             Err(net::Elapsed) => ConnectError::Late,
         };
@@ -202,6 +212,14 @@ impl Caller {
             address: endpoint.address,
         });
     }
+}
+
+/// What connect(2) and socket(2) say when it is this host that has run out of something.
+fn is_ours(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// Reads the head of the response, an interim one or the final one, while the request is being sent.

@@ -17,35 +17,43 @@ use crate::tls::{HandshakeError, Transport};
 /// a reset, which takes from the client what it has not read yet (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
 
+/// How long somebody who has not been answered yet is heard although the connection is to stop: he was accepted a moment ago,
+/// and has surely something to say.
+const GREETING: Duration = Duration::from_secs(1);
+
 /// An address that is listened on, as its connections know it.
 #[derive(Debug)]
 pub struct Place {
     pub address: SocketAddr,
     /// Index in the present `Config::listeners`; None once the configuration has it no more.
     pub listener: Cell<Option<usize>>,
+    /// Asked to stop, it accepts nothing more, and its connections end with their exchange.
+    pub drain: Drain,
 }
 
 /// The open connections of one worker.
 #[derive(Default)]
 pub struct Connections {
-    open: RefCell<Slab<Open>>,
+    entries: RefCell<Slab<Entry>>,
 }
 
-struct Open {
+struct Entry {
     peer: IpAddr,
     place: Rc<Place>,
     drain: Rc<Drain>,
 }
 
-/// A connection's entry in the list, for as long as it is open.
-struct Entry<'c> {
-    connections: &'c Connections,
+/// A connection that is in the list, from its accept to its end.
+pub struct Open {
+    connections: Rc<Connections>,
     key: usize,
+    place: Rc<Place>,
+    drain: Rc<Drain>,
 }
 
 impl Connections {
     pub fn len(&self) -> usize {
-        self.open.borrow().len()
+        self.entries.borrow().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -54,41 +62,45 @@ impl Connections {
 
     /// Asks those to stop that fulfil a condition on peer and place, and says how many there are.
     pub fn stop(&self, stop: Stop, which: impl Fn(IpAddr, &Place) -> bool) -> usize {
-        let open = self.open.borrow();
-        let chosen = open
+        let entries = self.entries.borrow();
+        let chosen = entries
             .iter()
-            .filter(|(_, open)| which(open.peer, &open.place));
-        chosen.map(|(_, open)| open.drain.ask(stop)).count()
+            .filter(|(_, entry)| which(entry.peer, &entry.place));
+        chosen.map(|(_, entry)| entry.drain.ask(stop)).count()
     }
 
-    fn enter(&self, peer: IpAddr, place: &Rc<Place>, drain: &Rc<Drain>) -> Entry<'_> {
-        let (place, drain) = (Rc::clone(place), Rc::clone(drain));
-        let key = self.open.borrow_mut().insert(Open { peer, place, drain });
-        Entry {
-            connections: self,
-            key,
+    /// Notes a connection of this peer that was accepted at this place.
+    pub fn enter(self: &Rc<Self>, peer: IpAddr, place: &Rc<Place>) -> Open {
+        let drain = Rc::new(Drain::default());
+        if place.drain.is(Stop::Soon) {
+            drain.ask(Stop::Soon);
+        }
+        let entry = Entry {
+            peer,
+            place: Rc::clone(place),
+            drain: Rc::clone(&drain),
+        };
+        Open {
+            connections: Rc::clone(self),
+            key: self.entries.borrow_mut().insert(entry),
+            place: Rc::clone(place),
+            drain,
         }
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
-        self.connections.open.borrow_mut().remove(self.key);
+        self.connections.entries.borrow_mut().remove(self.key);
     }
 }
 
-/// Serves a connection that was accepted at this place, from its first byte to its last.
-pub async fn serve(
-    gateway: &Gateway,
-    connections: &Connections,
-    place: &Rc<Place>,
-    stream: Stream,
-) {
-    let drain = Rc::new(Drain::default());
-    let _entry = connections.enter(stream.peer().ip().to_canonical(), place, &drain);
+/// Serves a connection from its first byte to its last.
+pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
+    let Open { place, drain, .. } = open;
     let served = async {
         if let Some(transport) = shake_hands(gateway, place, stream).await {
-            converse(gateway, place, &drain, Client::new(transport)).await;
+            converse(gateway, place, drain, Client::new(transport)).await;
         }
     };
     // Asked to stop now, whatever goes on is dropped, and its connections are closed.
@@ -137,23 +149,25 @@ async fn converse(gateway: &Gateway, place: &Place, drain: &Drain, mut client: C
 
 /// Waits for the first byte of a request; None if it is not to be waited for any more.
 async fn await_request(gateway: &Gateway, drain: &Drain, client: &mut Client) -> Option<()> {
+    let is_new = client.is_new();
     let (mut reader, _) = client.wire.split();
     let deadline = net::now() + gateway.snapshot().tunables.http.idle_timeout;
     let request = net::timeout(deadline, reader.wait());
-    match net::select(request, drain.asked(Stop::Soon)).await {
-        Either::Left(Ok(true)) => Some(()),
-        Either::Left(Ok(false) | Err(net::Elapsed)) | Either::Right(()) => None,
-    }
+    let came = match net::select(request, drain.asked(Stop::Soon)).await {
+        Either::Left(came) => came,
+        Either::Right(()) if is_new => net::timeout(net::now() + GREETING, reader.wait()).await,
+        Either::Right(()) => return None,
+    };
+    came.is_ok_and(|came| came).then_some(())
 }
 
 /// Says that nothing more comes, behind what is being sent, and waits for the client to agree.
 async fn close(gateway: &Gateway, transport: &Transport) {
     let deadline = net::now() + gateway.snapshot().tunables.net.send_timeout;
-    if !matches!(
-        net::timeout(deadline, transport.shutdown()).await,
-        Ok(Ok(()))
-    ) {
-        return;
+    match net::timeout(deadline, transport.shutdown()).await {
+        Ok(Ok(())) => {}
+        // Closed in order, what it does not take would stay with the kernel for minutes.
+        Ok(Err(_)) | Err(net::Elapsed) => return transport.abort(),
     }
     let deadline = net::now() + LINGER;
     let forget = async { while let Ok(Some(_)) = transport.tcp().recv().await {} };

@@ -29,6 +29,8 @@ pub struct Client {
     response: ResponseHead,
     /// Exchanges so far.
     exchanges: u32,
+    /// The status that was sent in the present exchange; 0 as long as none was.
+    status: Cell<u16>,
 }
 
 /// Where requests come from.
@@ -59,11 +61,16 @@ struct Exchange<'e> {
     out: &'e Transport,
     started: Instant,
     metrics: &'e metric::Route,
-    /// The connection may live on, as far as the request and we are concerned.
+    /// The client lets its connection live on, and this is not the last exchange that it may have.
     keep_alive: bool,
-    /// The status that was sent; 0 as long as none was.
-    status: Cell<u16>,
+    drain: &'e Drain,
+    /// See [`Client`].
+    status: &'e Cell<u16>,
 }
+
+/// A request for this path panics where its policies would run.
+#[cfg(test)]
+pub const PANICS_AT: &str = "/panics";
 
 impl Client {
     pub fn new(transport: impl Into<Transport>) -> Self {
@@ -84,14 +91,31 @@ impl Client {
             request: RequestHead::default(),
             response: ResponseHead::default(),
             exchanges: 0,
+            status: Cell::new(0),
         }
+    }
+
+    /// It has had no exchange yet.
+    pub fn is_new(&self) -> bool {
+        self.exchanges == 0
     }
 }
 
 /// Serves one request to a client of this listener (index in `Config::listeners`), of which the first byte has arrived.
 ///
-/// `drain` is the connection's: when it is to stop soon, the client is told that this was the last exchange.
+/// `drain` is the connection's: when it is to stop soon, the client is told that this was the last exchange. A panic costs this
+/// exchange and nothing else.
 pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
+    client.status.set(0);
+    match net::caught(serve_one(gateway, client, listener, drain)).await {
+        Ok(next) => next,
+        // The message was printed by the panic itself.
+        Err(_) => excuse(gateway, client, listener, drain).await,
+    }
+}
+
+/// The story of one exchange.
+async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
     let snapshot = gateway.snapshot();
     let Some(at) = snapshot.listeners.get(listener) else {
         return Next::Close;
@@ -111,7 +135,8 @@ pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drai
         started: net::now(),
         metrics: &at.unrouted,
         keep_alive: false,
-        status: Cell::new(0),
+        drain,
+        status: &client.status,
     };
 
     let deadline = exchange.started + snapshot.tunables.http.head_timeout;
@@ -124,7 +149,7 @@ pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drai
     }
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
-    exchange.keep_alive = request.keep_alive() && !is_last && !drain.is(Stop::Soon);
+    exchange.keep_alive = request.keep_alive() && !is_last;
     let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
 
     let Some(found) = snapshot
@@ -164,9 +189,40 @@ pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drai
     }
 }
 
+/// Answers in place of an exchange that has panicked, if nothing was answered yet.
+async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Drain) -> Next {
+    gateway.metrics().panics.add(1);
+    let snapshot = gateway.snapshot();
+    let Some(at) = snapshot.listeners.get(listener) else {
+        return Next::Abort;
+    };
+    if client.status.get() > 0 {
+        return Next::Abort;
+    }
+    let exchange = Exchange {
+        gateway,
+        snapshot: &snapshot,
+        client: &client.origin,
+        out: client.wire.transport(),
+        started: net::now(),
+        metrics: &at.unrouted,
+        keep_alive: false,
+        drain,
+        status: &client.status,
+    };
+    exchange.refuse(&Reply::new(500, "panic"), None).await
+}
+
 impl Exchange<'_> {
+    /// The connection may live on, as far as the client and we are concerned. A drain may begin while the answer is awaited.
+    fn keep_alive(&self) -> bool {
+        self.keep_alive && !self.drain.is(Stop::Soon)
+    }
+
     /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
     fn admit(&self, route: &Route, request: &mut RequestHead) -> Result<(), Reply> {
+        #[cfg(test)]
+        assert_ne!(request.path(), PANICS_AT, "a test asked for it");
         let (snapshot, source) = (self.snapshot, self.client.address);
         if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
         {

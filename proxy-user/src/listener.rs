@@ -1,5 +1,6 @@
 //! Accepts connections on one socket and starts them.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -20,12 +21,13 @@ pub struct Accepting {
     pub gateway: Rc<Gateway>,
     pub connections: Rc<Connections>,
     pub denied: Arc<Denied>,
+    /// Sockets that are accepted from.
+    sockets: Cell<usize>,
 }
 
 /// One socket that is accepted from.
 pub struct Listening {
     pub place: Rc<Place>,
-    drain: Rc<Drain>,
 }
 
 impl Listening {
@@ -35,40 +37,53 @@ impl Listening {
     /// When it is no listening TCP socket.
     pub fn start(accepting: &Rc<Accepting>, fd: OwnedFd, listener: usize) -> io::Result<Self> {
         let socket = net::Listener::from_fd(fd)?;
-        let place = Place {
+        let place = Rc::new(Place {
             address: socket.local(),
             listener: Some(listener).into(),
-        };
-        let (place, drain) = (Rc::new(place), Rc::new(Drain::default()));
-        let listening = Self {
-            place: Rc::clone(&place),
-            drain: Rc::clone(&drain),
-        };
-        let accepting = Rc::clone(accepting);
-        net::spawn(async move {
-            while let Either::Left(step) =
-                net::select(accepting.step(&socket, &place), drain.asked(Stop::Soon)).await
-            {
-                if step.is_err() {
-                    net::sleep_until(net::now() + REST).await;
-                }
-            }
-            // Whoever was accepted is served; whoever waits in the kernel is the keeper's to give to somebody else.
-            let (waiting, _) = socket.quiesce().await;
-            waiting
-                .into_iter()
-                .for_each(|stream| accepting.start(&place, stream));
+            drain: Drain::default(),
         });
-        Ok(listening)
+        accepting.sockets.update(|sockets| sockets + 1);
+        net::spawn(Rc::clone(accepting).accept(socket, Rc::clone(&place)));
+        Ok(Self { place })
     }
 
-    /// Accepts no more. The connections are not touched.
+    /// Accepts no more. Who was accepted already is served, and told that his connection ends with his exchange.
     pub fn stop(&self) {
-        self.drain.ask(Stop::Soon);
+        self.place.drain.ask(Stop::Soon);
     }
 }
 
 impl Accepting {
+    pub fn new(gateway: Gateway, denied: Arc<Denied>) -> Self {
+        Self {
+            gateway: Rc::new(gateway),
+            connections: Rc::default(),
+            denied,
+            sockets: Cell::new(0),
+        }
+    }
+
+    /// Nothing is accepted any more, and whoever was is gone.
+    pub fn is_over(&self) -> bool {
+        self.sockets.get() == 0 && self.connections.is_empty()
+    }
+
+    async fn accept(self: Rc<Self>, socket: net::Listener, place: Rc<Place>) {
+        while let Either::Left(step) =
+            net::select(self.step(&socket, &place), place.drain.asked(Stop::Soon)).await
+        {
+            if step.is_err() {
+                net::sleep_until(net::now() + REST).await;
+            }
+        }
+        // Whoever was accepted is served; whoever waits in the kernel is the keeper's to give to somebody else.
+        let (waiting, _) = socket.quiesce().await;
+        for stream in waiting {
+            self.start(&place, stream);
+        }
+        self.sockets.update(|sockets| sockets - 1);
+    }
+
     /// Accepts one connection, if there is room for it.
     async fn step(self: &Rc<Self>, socket: &net::Listener, place: &Rc<Place>) -> io::Result<()> {
         let open_max = self.gateway.snapshot().tunables.net.connections_max as usize;
@@ -85,6 +100,9 @@ impl Accepting {
             self.gateway.metrics().connections_banned.add(1);
             return stream.abort();
         }
+        let open = self
+            .connections
+            .enter(stream.peer().ip().to_canonical(), place);
         let (this, place) = (Rc::clone(self), Rc::clone(place));
         net::spawn(async move {
             let metrics = connection::listener_metrics(&this.gateway, &place);
@@ -96,7 +114,7 @@ impl Accepting {
                 shard.active.add(1);
                 Active(shard)
             });
-            connection::serve(&this.gateway, &this.connections, &place, stream).await;
+            connection::serve(&this.gateway, &open, stream).await;
         });
     }
 }

@@ -35,7 +35,7 @@ use std::any::Any;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, join, select},
+    combine::{Either, caught, join, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,

@@ -14,7 +14,6 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::config::ListenerMode;
-use crate::connection::Connections;
 use crate::drain::Stop;
 use crate::exchange::Gateway;
 use crate::listener::{Accepting, Listening};
@@ -133,10 +132,10 @@ async fn work(index: usize, shared: Shared) {
                 Err(TryRecvError::Empty) => break,
             }
         }
-        let is_empty = worker
+        let is_over = worker
             .as_ref()
-            .is_none_or(|worker| worker.accepting.connections.is_empty());
-        if ends.is_some_and(|deadline| is_empty || net::now() >= deadline) {
+            .is_none_or(|worker| worker.accepting.is_over());
+        if ends.is_some_and(|deadline| is_over || net::now() >= deadline) {
             return;
         }
         worker.iter().for_each(Worker::sweep);
@@ -158,11 +157,7 @@ impl Worker {
         let (cells, metrics) = (Arc::clone(&shared.cells), Arc::clone(&shared.metrics));
         let gateway = Gateway::new(index, snapshot, cells, metrics, shared.reports.clone());
         Self {
-            accepting: Rc::new(Accepting {
-                gateway: Rc::new(gateway),
-                connections: Rc::new(Connections::default()),
-                denied: Arc::clone(&shared.denied),
-            }),
+            accepting: Rc::new(Accepting::new(gateway, Arc::clone(&shared.denied))),
             listening: Vec::new(),
         }
     }
@@ -184,9 +179,9 @@ impl Worker {
         // Connections stay at their place after it is listened on no more: they end with their exchange.
         self.accepting
             .connections
-            .stop(Stop::Soon, |_, place| close.contains(&place.address));
+            .stop(Stop::Soon, |_, place| place.drain.is(Stop::Soon));
         self.listening
-            .retain(|listening| !close.contains(&listening.place.address));
+            .retain(|listening| !listening.place.drain.is(Stop::Soon));
         for (listener, fd) in listeners {
             match Listening::start(&self.accepting, fd, listener) {
                 Ok(listening) => self.listening.push(listening),
@@ -229,3 +224,6 @@ fn listener_at(snapshot: &Snapshot, address: SocketAddr) -> Option<usize> {
             && listener.addresses.iter().any(|one| one.socket == address)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,11 @@ impl Values<'_> {
     pub fn fill_line(&self, line: &str) -> String {
         line.replace("@FOLDER@", &self.folder.display().to_string())
             .replace("@LISTEN@", LISTEN)
+            .replace("@LISTEN_HOST@", host(LISTEN))
+            .replace("@LISTEN_PORT@", port(LISTEN))
             .replace("@ORIGIN@", ORIGIN)
+            .replace("@ORIGIN_HOST@", host(ORIGIN))
+            .replace("@ORIGIN_PORT@", port(ORIGIN))
             .replace("@DESCRIPTORS@", &self.descriptors.to_string())
             .replace(
                 "@CONNECTIONS@",
@@ -83,6 +87,14 @@ impl Values<'_> {
             _ => bail!("no block is called `{word}`"),
         }
     }
+}
+
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(_, port)| port)
 }
 
 #[cfg(test)]

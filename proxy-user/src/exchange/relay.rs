@@ -6,12 +6,18 @@ use crate::codec::h1::{
     Body, BodyDecoder, BodyEncoder, BodyError, HeadError, Pace, Transfer, TransferError,
 };
 use crate::config::Route;
-use crate::message::{Answer, CONTINUE, Forward, Framing, Reply, RequestHead, ResponseHead};
+use crate::message::{
+    Answer, CONTINUE, Forward, Framing, Reject, Reply, RequestHead, ResponseHead,
+};
 use crate::net::{self, Either};
 use crate::upstream;
 
 /// Interim responses (1xx) before the final one; an origin that sends more has gone astray.
 const INTERIMS_MAX: usize = 16;
+const INTERIM_TOO_MANY: Reject = Reject {
+    status: 502,
+    reason: "interim_too_many",
+};
 
 /// Why there is no whole response. Whose fault it is decides what the client is told, and whether another endpoint is asked.
 #[derive(Debug)]
@@ -49,7 +55,14 @@ pub(super) async fn relay(
         let failure = Failure::Connect(ConnectError::NoEndpoint);
         return exchange.reply(failure.reply(), request, body).await;
     };
-    let tried = try_endpoints(exchange, route, upstream, request, response, body);
+    // Whoever resets the connection waits for nothing any more, and neither need the endpoint.
+    let tried = async {
+        let tries = try_endpoints(exchange, route, upstream, request, response, body);
+        match net::select(tries, exchange.out.tcp().broken()).await {
+            Either::Left(done) => done,
+            Either::Right(()) => Err(Failure::Client),
+        }
+    };
     let done = match route.exchange_timeout {
         None => tried.await,
         Some(timeout) => net::timeout(exchange.started + timeout, tried)
@@ -58,7 +71,7 @@ pub(super) async fn relay(
     };
     match done {
         Ok(keep_alive) => settle(exchange, body, keep_alive).await,
-        Err(failure) if exchange.status.get() > 0 => {
+        Err(failure) if matches!(failure, Failure::Client) || exchange.status.get() > 0 => {
             exchange.gateway.metrics().reject(failure.reply().reason);
             Next::Abort
         }
@@ -84,9 +97,11 @@ async fn try_endpoints(
     let mut tries = Tries {
         left: route.retries.unwrap_or(limits.retries),
         avoid: None,
+        renew: None,
     };
     // A body is gone once it was sent, and who asks for a change twice may get it twice.
-    let is_repeatable = request.framing() == Framing::None && request.method().is_idempotent();
+    let is_repeatable = matches!(request.framing(), Framing::None | Framing::Length(0))
+        && request.method().is_idempotent();
     let mut call = caller.begin(snapshot, upstream, &mut tries).await?;
     if request.expects_continue() && !body.is_ended() {
         exchange
@@ -112,7 +127,8 @@ async fn try_endpoints(
         if is_stale && is_repeatable {
             // The endpoint closed a connection that had waited too long: nobody's failure.
             drop(call);
-            call = caller.connect(snapshot, upstream, index, false).await?;
+            tries.renew = Some(index);
+            call = caller.begin(snapshot, upstream, &mut tries).await?;
             continue;
         }
         if failure.is_by_origin() {
@@ -141,6 +157,7 @@ async fn attempt(
     let encoder = BodyEncoder::new(request.framing());
     let mut upload = Transfer::new(head, body, encoder, origin, upload_pace(exchange));
     let timeout = snapshot.tunables.upstream.head_timeout;
+    response.restart();
     for interims in 0.. {
         call::answer(
             &mut reader,
@@ -155,7 +172,7 @@ async fn attempt(
             break;
         }
         if interims == INTERIMS_MAX {
-            return Err(Failure::Head(HeadError::CutShort));
+            return Err(Failure::Head(HeadError::Refused(INTERIM_TOO_MANY)));
         }
         pass_interim(exchange, request, response)?;
     }
@@ -163,7 +180,7 @@ async fn attempt(
         snapshot.policies.response(*policy, response);
     }
 
-    let answer = response.answer(request, exchange.keep_alive);
+    let answer = response.answer(request, exchange.keep_alive());
     let mut head = Vec::new();
     response.encode(&mut head, &answer, &exchange.gateway.date());
     let mut origin_body = reader.body(BodyDecoder::new(response.framing(), limits));
@@ -272,6 +289,9 @@ impl Failure {
         match self {
             Self::Connect(ConnectError::NoEndpoint) => {
                 Reply::new(503, "no_endpoint").field("retry-after", "1")
+            }
+            Self::Connect(ConnectError::Exhausted) => {
+                Reply::new(503, "no_descriptor").field("retry-after", "1")
             }
             Self::Connect(ConnectError::Refused) => Reply::new(502, "origin_unreachable"),
             Self::Connect(ConnectError::Late) => Reply::new(504, "origin_connect_timeout"),

@@ -91,7 +91,7 @@ impl Exchange<'_> {
             Framing::Chunked => true,
             Framing::None | Framing::UntilClose => true,
         };
-        self.keep_alive && (body.is_ended() || (is_short && !request.expects_continue()))
+        self.keep_alive() && (body.is_ended() || (is_short && !request.expects_continue()))
     }
 
     /// Sends a whole answer. A client that takes nothing any more learns nothing.

@@ -37,6 +37,11 @@ impl ResponseHead {
         parsed.map_err(Reject::by_origin)
     }
 
+    /// Forgets a head that came to no end: what is parsed next comes from another connection.
+    pub fn restart(&mut self) {
+        self.scan = Scan::default();
+    }
+
     fn take(
         &mut self,
         bytes: &[u8],

@@ -1,9 +1,11 @@
-//! Two futures in one task: both of them, or the first of them.
+//! Futures inside of a task: both of two, the first of two, one that may panic.
 
 use std::{
+    any::Any,
     future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 /// What [`select`] ended with.
@@ -51,6 +53,21 @@ pub async fn select<A: Future, B: Future>(left: A, right: B) -> Either<A::Output
             return Poll::Ready(Either::Left(output));
         }
         right.as_mut().poll(context).map(Either::Right)
+    })
+    .await
+}
+
+/// Runs a future to its end, or to a panic in it, which ends the future and not the task.
+///
+/// # Errors
+/// What it panicked with. What it had borrowed may be left half changed.
+pub async fn caught<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
+    let mut future = pin!(future);
+    poll_fn(move |context: &mut Context<'_>| {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
     })
     .await
 }

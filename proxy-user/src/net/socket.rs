@@ -139,6 +139,19 @@ impl Socket {
         self.inbound.borrow().has_input()
     }
 
+    /// Ready when receiving or sending has failed.
+    pub(super) fn poll_broken(self: &Rc<Self>, waker: &Waker) -> Poll<()> {
+        let (mut inbound, mut outbound) = (self.inbound.borrow_mut(), self.outbound.borrow_mut());
+        if matches!(inbound.end, Some(End::Failed(_))) || outbound.failed.is_some() {
+            return Poll::Ready(());
+        }
+        if inbound.inbox.len() <= self.core.settings.inbox_low_buffers {
+            self.arm(&mut inbound);
+        }
+        let _: Poll<()> = outbound.wait(waker);
+        inbound.wait(waker)
+    }
+
     fn arm(self: &Rc<Self>, inbound: &mut Inbound) {
         if inbound.armed.is_some() || inbound.starved || inbound.stopped || inbound.end.is_some() {
             return;

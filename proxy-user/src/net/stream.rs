@@ -76,6 +76,12 @@ impl Stream {
         poll_fn(|context| self.socket.poll_input(context.waker())).await;
     }
 
+    /// Waits until the connection is of no use any more: the peer has reset it, or something could not be sent. That the peer
+    /// will send no more is no such thing. What lies unread above the high mark hides a reset.
+    pub async fn broken(&self) {
+        poll_fn(|context| self.socket.poll_broken(context.waker())).await;
+    }
+
     /// Sends all of it.
     ///
     /// Sends do not mix: one begins when the one before has ended. A send that has begun goes on to its end when the future is dropped;

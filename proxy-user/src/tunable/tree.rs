@@ -126,16 +126,6 @@ macro_rules! words {
 }
 
 words! {
-    /// What carries the sockets.
-    Backend {
-        /// The best one that this host allows; today that is the uring.
-        Auto = "auto",
-        /// io_uring, or an error.
-        Uring = "uring",
-    }
-}
-
-words! {
     /// What becomes of a field whose name has an underscore: origins that turn `-` into `_` read it as another field.
     UnderscoreFields {
         /// The field is left out.
@@ -161,12 +151,10 @@ words! {
 
 tree! {
     net: Net {
-        backend: word[Backend] Restart "What carries the sockets: auto or uring.";
         backlog: count[4096, 16, 65535] Restart "Connections that wait to be accepted, for each listening socket.";
         buffer_bytes: bytes[16 * KIB, 4 * KIB, 256 * KIB] Restart "Size of one receive buffer.";
         buffers: power[1024, 16, 32_768] Restart "Receive buffers of each worker, shared by its connections.";
         connections_max: count[50_000, 1, 10_000_000] Live "Client connections open at a time in each worker; beyond, none is accepted.";
-        send_queue_bytes_max: bytes[256 * KIB, 16 * KIB, 64 * MIB] Live "Bytes queued for one peer before the other side is no longer read.";
         send_timeout: duration[30 * S, S, HOUR] Live "Longest wait until a peer has taken what was sent to it; then it is closed.";
         uring_entries: power[1024, 64, 32_768] Restart "Submission entries of each worker's ring.";
     }
