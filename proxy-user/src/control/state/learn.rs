@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc;
 use std::time::Instant;
 
 use super::{Control, is_healthy};
@@ -10,15 +9,14 @@ use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
-use crate::report::{self, Report};
+use crate::report::Report;
 use crate::worker;
 
 impl Control {
-    /// What workers told since the last time.
-    pub fn read_reports(&mut self, reports: &mpsc::Receiver<Report>) {
+    /// What workers told.
+    pub fn learn(&mut self, reports: Vec<Report>) {
         let now = Instant::now();
-        // As many as the queue holds; the rest waits, so that a flood does not keep us here.
-        for report in reports.try_iter().take(report::QUEUE_MAX) {
+        for report in reports {
             match report {
                 Report::Offence {
                     source,
