@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::config::{self, Bundle};
 use crate::metric::{Outside, Registry};
 use crate::net;
 use crate::offload::{Cells, Denied};
-use crate::report::{self, Report};
+use crate::report::{self, Reports};
 use crate::snapshot::Snapshot;
 use crate::worker::{self, Command, Shared};
 
 /// A worker that runs until it is dropped.
 pub struct Sluice {
     pub address: SocketAddr,
-    pub reports: Receiver<Report>,
+    pub reports: Reports,
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
     origins: Vec<SocketAddr>,
@@ -44,7 +44,7 @@ impl Sluice {
         let text = configuration(address, origins, more);
         let snapshot = build(&text, None, &registry);
         let (commands, receiver) = mpsc::channel();
-        let (queue, reports) = report::Queue::new();
+        let (queue, reports) = report::Queue::new().expect("a queue");
         let doorbell = net::Doorbell::new().expect("a doorbell");
         let metrics = registry.worker(0);
         let shared = Shared {
