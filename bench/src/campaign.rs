@@ -1,30 +1,29 @@
 //! The rounds of a scenario: interleaved over the peers in rotated order, judged one by one, repeated where strangers disturbed.
 
+use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use rig::certificate::Authority;
 use rig::namespace::Namespace;
 use rig::sandbox;
+use rustls::ClientConfig;
 
-use crate::load::{self, Outcome, Pace, Plan};
+use crate::load::{self, Plan};
 use crate::machine::Cores;
-use crate::peer::{LISTEN, ORIGIN, Peer};
+use crate::peer::{self, LISTEN, ORIGIN, Peer};
+use crate::round::{Discard, Figures, Round};
 use crate::sample;
 use crate::say;
-use crate::scenario::Case;
+use crate::scenario::{Case, Work};
 
 /// Before a round counts: connections are made, caches are warm, pools are full.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// So often a round is tried until it counts, on average.
+const ATTEMPTS: usize = 4;
 /// How long a round waits for others to finish what they are doing; then it begins anyway, and is judged.
 const CALM_MAX: Duration = Duration::from_secs(20);
-/// Shares of a core; more disturbs a round. On a quiet machine 1 to 5 % belong to nobody: interrupts, ticks, the way into and out of idleness.
-const STRANGERS_MAX: f64 = 0.06;
-const STEAL_MAX: f64 = 0.02;
-/// A saturated round with an idler core measured the load instead of the proxy.
-const BUSY_MIN: f64 = 0.95;
-/// A paced round that answers a smaller share of what was asked has a queue without end instead of a latency.
-const KEPT_MIN: f64 = 0.98;
-
 /// How a campaign is led.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -41,6 +40,8 @@ pub struct Stage {
     pub cores: Cores,
     /// That each proxy may have.
     pub descriptors: u64,
+    /// Clients that trust the certificate of the proxies.
+    tls: Arc<ClientConfig>,
 }
 
 /// A peer, and why it cannot be measured if it cannot.
@@ -48,18 +49,6 @@ pub struct Candidate {
     pub peer: Peer,
     pub missing: Option<String>,
 }
-
-/// A figure's name and unit, as reports have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metric {
-    CpuUsPerRequest,
-    RequestsPerS,
-    P50Us,
-    P99Us,
-}
-
-/// What one round that counts measured.
-pub type Figures = Vec<(Metric, f64)>;
 
 /// All rounds of one peer in one case.
 pub struct Course {
@@ -69,17 +58,6 @@ pub struct Course {
     pub discarded: Vec<Discard>,
     /// Why there is nothing to count: missing, did not start, answered wrongly.
     pub failure: Option<String>,
-}
-
-/// Why a round does not count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Discard {
-    Strangers,
-    Steal,
-    /// Clients and origin were the bottleneck.
-    NotSaturated,
-    /// The proxy could not keep the rate.
-    FellBehind,
 }
 
 impl Stage {
@@ -94,6 +72,7 @@ impl Stage {
             namespace,
             cores,
             descriptors,
+            tls: certify()?,
         })
     }
 
@@ -116,11 +95,11 @@ impl Stage {
                     .map(|why| format!("missing: {why}")),
             })
             .collect();
-        for attempt in 0..2 * settings.rounds {
+        for attempt in 0..ATTEMPTS * settings.rounds {
             for number in 0..courses.len() {
                 let at = (number + attempt) % courses.len();
                 let course = &mut courses[at];
-                if course.wants_more(attempt, settings) {
+                if course.wants_more(settings) {
                     course.attempt(self, case, settings);
                 }
             }
@@ -128,7 +107,7 @@ impl Stage {
         Ok(courses)
     }
 
-    fn round(&self, peer: &Peer, case: &Case, window: Duration) -> Result<Outcome> {
+    fn round(&self, peer: &Peer, case: &Case, settings: Settings) -> Result<Round> {
         let folder = sandbox::folder("bench")?;
         let proxy = peer.start(self, &folder, case.site)?;
         let plan = Plan {
@@ -136,28 +115,52 @@ impl Stage {
             origin: ORIGIN.parse().context("where the origin listens")?,
             proxy_pid: proxy.pid(),
             cores: self.cores,
+            tls: case.site.tls.then(|| self.tls.clone()),
             exchange: case.exchange.clone(),
-            connections: case.connections,
-            pace: case.pace,
+            connections: self.connections(case),
             reuse: case.reuse,
-            warm_up: WARM_UP,
-            window,
         };
-        let load = self.namespace.thread("load", move || load::run(plan))?;
-        let outcome = load.join().map_err(|_| anyhow!("the load panicked"))?;
-        outcome.with_context(|| match proxy.last_words() {
+        let work = case.work;
+        let load = self.namespace.thread("load", move || match work {
+            Work::Exchanges(pace) => {
+                let outcome = load::exchange(plan, pace, WARM_UP, settings.window)?;
+                Ok(Round::of_exchanges(&outcome, pace, settings.noisy))
+            }
+            Work::Idle => load::hold(plan).map(|held| Round::of_idle(&held)),
+        })?;
+        let round = load.join().map_err(|_| anyhow!("the load panicked"))?;
+        round.with_context(|| match proxy.last_words() {
             words if words.is_empty() => "it printed nothing".to_owned(),
             words => format!("it printed:\n{words}"),
         })
     }
+
+    /// As many as the case asks for and our descriptors allow.
+    fn connections(&self, case: &Case) -> usize {
+        let most = peer::connections_max(self.descriptors);
+        case.connections
+            .min(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+}
+
+/// Makes the certificate of the proxies, in one file with its key as all of them take it, and clients that trust it.
+fn certify() -> Result<Arc<ClientConfig>> {
+    let authority = Authority::create(&sandbox::folder("authority")?)?;
+    let (signed, folder) = (sandbox::folder("signed")?, sandbox::folder("bench/certs")?);
+    authority.sign(&signed, "edge", &[load::SERVER_NAME])?;
+    let both = [
+        fs::read(signed.join("edge.pem"))?,
+        fs::read(signed.join("edge.key"))?,
+    ];
+    fs::write(folder.join("edge.pem"), both.concat()).context("write the certificate")?;
+    load::trusting(&authority.certificate())
 }
 
 impl Course {
-    fn wants_more(&self, attempt: usize, settings: Settings) -> bool {
+    fn wants_more(&self, settings: Settings) -> bool {
         // What the load or the proxy itself cannot do, it will not do at the tenth time either.
-        let hopeless = attempt >= settings.rounds
-            && self.rounds.is_empty()
-            && !self.discarded.iter().any(Discard::is_passing);
+        let lasting = self.discarded.iter().filter(|why| !why.is_passing());
+        let hopeless = self.rounds.is_empty() && lasting.count() >= settings.rounds;
         self.failure.is_none() && self.rounds.len() < settings.rounds && !hopeless
     }
 
@@ -168,176 +171,18 @@ impl Course {
         } else {
             sample::wait_for_calm(stage.cores, CALM_MAX)
         };
-        let outcome = match calm.and_then(|()| stage.round(&self.peer, case, settings.window)) {
-            Ok(outcome) => outcome,
+        let round = match calm.and_then(|()| stage.round(&self.peer, case, settings)) {
+            Ok(round) => round,
             Err(error) => {
                 say::failed(&format!("{} in {}: {error:#}", self.peer.name, case.name));
                 self.failure = Some(format!("failed: {error:#}"));
                 return;
             }
         };
-        let figures = figures(&outcome, case.pace);
-        let verdict = judge(&outcome, case.pace, settings.noisy);
-        say::round(
-            self.peer.name,
-            &case.name,
-            &figures,
-            &outcome,
-            verdict,
-            start,
-        );
-        match verdict {
-            None => self.rounds.push(figures),
+        say::round(self.peer.name, &case.name, &round, start);
+        match round.discard {
+            None => self.rounds.push(round.figures),
             Some(why) => self.discarded.push(why),
         }
-    }
-}
-
-fn figures(outcome: &Outcome, pace: Pace) -> Figures {
-    let answers = outcome.answers as f64;
-    let mut figures = vec![
-        (
-            Metric::CpuUsPerRequest,
-            outcome.span.proxy_ns as f64 / 1e3 / answers,
-        ),
-        (Metric::RequestsPerS, answers * 1e9 / outcome.span.ns as f64),
-    ];
-    if pace != Pace::Saturated {
-        for (metric, share) in [(Metric::P50Us, 0.5), (Metric::P99Us, 0.99)] {
-            let ns = outcome.latencies.quantile(share);
-            figures.extend(ns.map(|ns| (metric, ns as f64 / 1e3)));
-        }
-    }
-    figures
-}
-
-/// Why a round does not count; None if it does.
-fn judge(outcome: &Outcome, pace: Pace, noisy: bool) -> Option<Discard> {
-    let span = &outcome.span;
-    if !noisy && span.steal > STEAL_MAX {
-        return Some(Discard::Steal);
-    }
-    if !noisy && span.strangers > STRANGERS_MAX {
-        return Some(Discard::Strangers);
-    }
-    match pace {
-        Pace::Saturated if span.proxy_core_busy < BUSY_MIN => Some(Discard::NotSaturated),
-        Pace::PerSecond(rate) => {
-            let asked = f64::from(rate) * span.ns as f64 / 1e9;
-            ((outcome.answers as f64) < asked * KEPT_MIN).then_some(Discard::FellBehind)
-        }
-        Pace::Saturated => None,
-    }
-}
-
-impl Discard {
-    /// Another round may be better.
-    fn is_passing(&self) -> bool {
-        matches!(self, Self::Strangers | Self::Steal)
-    }
-
-    /// In a few words.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Strangers => "other processes disturbed",
-            Self::Steal => "the hypervisor took time away",
-            Self::NotSaturated => "clients and origin were the bottleneck",
-            Self::FellBehind => "the rate was not kept",
-        }
-    }
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CpuUsPerRequest => "cpu_us_per_request",
-            Self::RequestsPerS => "requests_per_s",
-            Self::P50Us => "p50_us",
-            Self::P99Us => "p99_us",
-        }
-    }
-
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::CpuUsPerRequest | Self::P50Us | Self::P99Us => "us",
-            Self::RequestsPerS => "1/s",
-        }
-    }
-
-    /// Those that a case has.
-    pub fn of(case: &Case) -> &'static [Self] {
-        match case.pace {
-            Pace::Saturated => &[Self::CpuUsPerRequest, Self::RequestsPerS],
-            Pace::PerSecond(_) => &[
-                Self::CpuUsPerRequest,
-                Self::RequestsPerS,
-                Self::P50Us,
-                Self::P99Us,
-            ],
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::histogram::Histogram;
-    use crate::sample::Span;
-
-    const CALM: Span = Span {
-        ns: 1_000_000_000,
-        proxy_ns: 980_000_000,
-        proxy_core_busy: 0.99,
-        load_core_busy: 0.9,
-        strangers: 0.01,
-        steal: 0.0,
-    };
-
-    fn outcome(span: Span) -> Outcome {
-        Outcome {
-            span,
-            answers: 49_000,
-            latencies: Histogram::new(),
-        }
-    }
-
-    #[test]
-    fn a_calm_round_counts_and_a_disturbed_one_does_not() {
-        let judged = |span| judge(&outcome(span), Pace::Saturated, false);
-        assert_eq!(judged(CALM), None);
-        assert_eq!(
-            judged(Span {
-                strangers: 0.2,
-                ..CALM
-            }),
-            Some(Discard::Strangers)
-        );
-        assert_eq!(judged(Span { steal: 0.2, ..CALM }), Some(Discard::Steal));
-        assert_eq!(
-            judged(Span {
-                proxy_core_busy: 0.9,
-                ..CALM
-            }),
-            Some(Discard::NotSaturated)
-        );
-    }
-
-    #[test]
-    fn a_paced_round_counts_if_the_rate_was_kept() {
-        let judged = |rate| judge(&outcome(CALM), Pace::PerSecond(rate), false);
-        assert_eq!(judged(49_500), None);
-        assert_eq!(judged(60_000), Some(Discard::FellBehind));
-    }
-
-    #[test]
-    fn figures_are_those_of_the_case() {
-        let figures = figures(&outcome(CALM), Pace::Saturated);
-        assert_eq!(
-            figures,
-            [
-                (Metric::CpuUsPerRequest, 20.0),
-                (Metric::RequestsPerS, 49_000.0)
-            ]
-        );
     }
 }

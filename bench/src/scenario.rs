@@ -2,7 +2,10 @@
 
 mod http1_16k;
 mod http1_connect;
+mod http1_routes;
 mod http1_small;
+mod idle;
+mod tls_small;
 
 use anyhow::{Result, bail};
 
@@ -25,9 +28,17 @@ pub struct Case {
     pub site: Site,
     pub exchange: Exchange,
     pub connections: usize,
-    pub pace: Pace,
     /// Connections are kept, else each exchange has its own.
     pub reuse: bool,
+    pub work: Work,
+}
+
+/// What clients do with their connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Exchanges(Pace),
+    /// One exchange each, and then nothing.
+    Idle,
 }
 
 /// All of them: those that count first.
@@ -47,9 +58,17 @@ pub const SCENARIOS: &[Scenario] = &[
         "128 B, a new connection each",
         http1_connect::cases,
     ),
-    not_yet("tls-small", "128 B over kept TLS connections"),
-    not_yet("http1-routes", "10, 1 000 and 10 000 routes"),
-    not_yet("idle", "memory per idle connection"),
+    scenario(
+        "tls-small",
+        "128 B over kept TLS connections",
+        tls_small::cases,
+    ),
+    scenario(
+        "http1-routes",
+        "10, 1 000 and 10 000 routes",
+        http1_routes::cases,
+    ),
+    scenario("idle", "memory per idle connection", idle::cases),
     not_yet("tls-handshake", "full and resumed handshakes"),
     not_yet("tls-bulk", "large bodies over TLS"),
     not_yet("http2-small", "128 B over HTTP/2"),
@@ -121,8 +140,8 @@ fn kept(pace: Pace, pace_name: &str, body_bytes: usize) -> Vec<Case> {
             body_bytes,
         },
         connections,
-        pace,
         reuse: true,
+        work: Work::Exchanges(pace),
     };
     [64, 512].map(case).into()
 }

@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -35,7 +37,7 @@ use state::Control;
 /// The descriptor at which a daemon finds its end of the channel.
 pub const CHANNEL_FD: i32 = 3;
 
-/// How often reports are read and workers looked after.
+/// How often workers are looked after.
 const TICK: Duration = Duration::from_millis(50);
 
 /// How often neighbours are looked at and bans swept.
@@ -80,11 +82,7 @@ fn assemble(
     channel: UnixStream,
     start: Start,
     descriptors: Vec<OwnedFd>,
-) -> Result<(
-    Control,
-    UnixListener,
-    std::sync::mpsc::Receiver<report::Report>,
-)> {
+) -> Result<(Control, UnixListener, report::Reports)> {
     let mut descriptors = descriptors.into_iter();
     let admin = UnixListener::from(
         descriptors
@@ -110,7 +108,7 @@ fn assemble(
         )
     };
     let registry = Arc::new(Registry::new(start.cpus.len()));
-    let (queue, reports) = report::Queue::new();
+    let (queue, reports) = report::Queue::new().context("make the queue of reports")?;
     let control = Control::new(
         Arc::new(channel),
         start,
@@ -126,7 +124,7 @@ fn assemble(
 /// Starts the workers and serves until there is nothing left to do.
 async fn serve(
     mut control: Control,
-    reports: std::sync::mpsc::Receiver<report::Report>,
+    reports: report::Reports,
     mut requests: mpsc::Receiver<Request>,
     (first, sockets): (Box<Apply>, Vec<OwnedFd>),
 ) -> Result<ExitCode> {
@@ -134,6 +132,10 @@ async fn serve(
     control.start_probes(answers);
     control.apply(*first, sockets)?;
     let mut keeper = listen_to_keeper(control.channel())?;
+    // SAFETY: `Reports` holds a share of its eventfd, which stays the same and open as long as it lives.
+    let reports = unsafe { AsyncFd::register_with_interest(reports, Interest::READABLE) }
+        .map_err(std::io::Error::from)
+        .context("wait for reports")?;
     let mut tick = interval(TICK);
     let mut slow = interval(SLOW_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,9 +151,12 @@ async fn serve(
                 None => return Ok(ExitCode::FAILURE),
             },
             Some(request) = requests.recv() => control.answer(request),
+            ready = reports.readable() => {
+                ready.context("wait for reports")?.clear_ready();
+                control.learn(reports.get_ref().take());
+            }
             Some(answer) = probed.recv() => control.probed(&answer),
             _ = tick.tick() => {
-                control.read_reports(&reports);
                 if let Some(code) = control.look_after_workers()? {
                     return Ok(code);
                 }

@@ -4,11 +4,13 @@
 
 mod daemon;
 pub mod host;
+mod privilege;
 mod signal;
 mod sockets;
 mod state;
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -26,7 +28,7 @@ use crate::control::configuration::{self, Flags};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
 use sockets::Sockets;
-use state::{Held, Keeper};
+use state::{Held, Keeper, RateCells};
 
 /// What `sluice run` was asked to do.
 #[derive(Clone, Debug)]
@@ -96,11 +98,8 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
     };
     let admin = admin_socket(&settings.admin, user.as_ref())?;
     let kernel = start_kernel(&settings, &loaded)?;
-    let cells_count = loaded.tunables.guard.cells_max as usize;
-    let cells = match &kernel {
-        Some(kernel) => kernel.cells()?,
-        None => memory_file(cells_count * 8).context("make the rate cells")?,
-    };
+    let cells = rate_cells(kernel.as_ref(), &loaded.tunables)?;
+    privilege::give_up().context("give up capabilities that are not needed")?;
     let keeper = Keeper::new(Held {
         settings,
         signals,
@@ -109,7 +108,7 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
         admin,
         folder,
         kernel,
-        cells: (cells, cells_count),
+        cells,
     });
     keeper.run(loaded, bundle, sockets)
 }
@@ -266,6 +265,21 @@ fn cpus(settings: &Settings, tunables: &Tunables) -> Result<Vec<usize>> {
     let wanted = settings.workers.unwrap_or(tunables.worker.count) as usize;
     let count = if wanted == 0 { allowed.len() } else { wanted };
     Ok(allowed.iter().copied().cycle().take(count.max(1)).collect())
+}
+
+/// Those of the kernel half, which outlive us, or else our own.
+fn rate_cells(kernel: Option<&Kernel>, tunables: &Tunables) -> Result<RateCells> {
+    let count = tunables.guard.cells_max as usize;
+    let memory = match kernel {
+        Some(kernel) => kernel.cells()?,
+        None => memory_file(count * 8).context("make the rate cells")?,
+    };
+    let seed = RandomState::new().hash_one(std::process::id());
+    Ok(RateCells {
+        memory,
+        count,
+        seed,
+    })
 }
 
 /// Memory with a descriptor, so that a daemon can leave it to the next.

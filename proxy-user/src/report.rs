@@ -1,12 +1,17 @@
 //! What a worker tells control: small facts on a bounded queue; what does not fit is dropped and counted.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::metric;
 
-/// Reports of all workers that wait for control. Control looks every few milliseconds.
+/// Reports of all workers that wait for control.
 pub const QUEUE_MAX: usize = 16_384;
 
 /// One fact.
@@ -31,6 +36,7 @@ pub enum Report {
 #[derive(Clone, Debug)]
 pub struct Sender {
     queue: SyncSender<Report>,
+    bell: Arc<Bell>,
     metrics: Arc<metric::Worker>,
 }
 
@@ -38,7 +44,7 @@ impl Sender {
     /// Sends one report, or counts it as dropped when the queue is full or nobody listens any more.
     pub fn send(&self, report: Report) {
         match self.queue.try_send(report) {
-            Ok(()) => {}
+            Ok(()) => self.bell.ring(),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.metrics.reports_dropped.add(1)
             }
@@ -48,20 +54,89 @@ impl Sender {
 
 /// Where senders come from.
 #[derive(Debug)]
-pub struct Queue(SyncSender<Report>);
+pub struct Queue {
+    queue: SyncSender<Report>,
+    bell: Arc<Bell>,
+}
 
 impl Queue {
-    /// A queue, and the end that control reads without waiting (`try_iter`).
-    pub fn new() -> (Self, Receiver<Report>) {
+    /// A queue, and the end that control reads.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn new() -> io::Result<(Self, Reports)> {
         let (sender, receiver) = sync_channel(QUEUE_MAX);
-        (Self(sender), receiver)
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = Arc::new(Bell {
+            event: EventFd::from_value_and_flags(0, flags)?,
+            rung: AtomicBool::new(false),
+        });
+        let queue = Self {
+            queue: sender,
+            bell: Arc::clone(&bell),
+        };
+        let reports = Reports {
+            queue: receiver,
+            bell,
+        };
+        Ok((queue, reports))
     }
 
     /// The end of one worker; what it drops is counted in its `metrics`.
     pub fn sender(&self, metrics: Arc<metric::Worker>) -> Sender {
         Sender {
-            queue: self.0.clone(),
+            queue: self.queue.clone(),
+            bell: Arc::clone(&self.bell),
             metrics,
+        }
+    }
+}
+
+/// Control's end of the queue: its descriptor is readable when there is something to take.
+#[derive(Debug)]
+pub struct Reports {
+    queue: Receiver<Report>,
+    bell: Arc<Bell>,
+}
+
+impl Reports {
+    /// What there is, as far as it goes at a time: a flood does not keep control here. What is left rings again.
+    pub fn take(&self) -> Vec<Report> {
+        // Before the queue is read: whoever sends from now on rings.
+        self.bell.rung.store(false, Ordering::Release);
+        let _ = self.bell.event.read();
+        let taken: Vec<Report> = self.queue.try_iter().take(QUEUE_MAX).collect();
+        if taken.len() == QUEUE_MAX {
+            self.bell.ring();
+        }
+        taken
+    }
+}
+
+impl AsFd for Reports {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.event.as_fd()
+    }
+}
+
+impl AsRawFd for Reports {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Bell {
+    event: EventFd,
+    /// Rung and not yet answered: rings in between need no system call.
+    rung: AtomicBool,
+}
+
+impl Bell {
+    fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            // Its counter is far from its end, so the write cannot fail.
+            let _ = self.event.write(1);
         }
     }
 }
@@ -71,21 +146,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_counted_and_nobody_waits() {
+    fn what_does_not_fit_is_counted_and_nobody_waits() -> io::Result<()> {
         let metrics = Arc::new(metric::Worker::default());
-        let (queue, receiver) = Queue::new();
+        let (queue, reports) = Queue::new()?;
         let sender = queue.sender(Arc::clone(&metrics));
         let source = IpAddr::from([192, 0, 2, 1]);
         for consumer in 0..QUEUE_MAX as u64 + 3 {
             sender.send(Report::Identity { source, consumer });
         }
         assert_eq!(metrics.reports_dropped.value(), 3);
-        assert_eq!(receiver.try_iter().count(), QUEUE_MAX);
-        drop(receiver);
+        assert_eq!(reports.take().len(), QUEUE_MAX);
+        drop(reports);
         sender.send(Report::Identity {
             source,
             consumer: 0,
         });
         assert_eq!(metrics.reports_dropped.value(), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn the_descriptor_is_readable_while_there_is_something_to_take() -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let (queue, reports) = Queue::new()?;
+        let sender = queue.sender(Arc::default());
+        let is_readable = || {
+            let mut polled = [PollFd::new(reports.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+        };
+        for _ in 0..2 {
+            assert!(!is_readable());
+            for port in 0..3 {
+                let address = SocketAddr::from(([192, 0, 2, 1], port));
+                sender.send(Report::EndpointFailed { address });
+            }
+            assert!(is_readable());
+            assert_eq!(reports.take().len(), 3);
+        }
+        Ok(())
     }
 }

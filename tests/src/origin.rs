@@ -9,9 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::namespace::Namespace;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::{sandbox, wait};
 
 /// The port of the HTTP server of an origin.
@@ -23,7 +25,8 @@ pub const ECHO_PORT: u16 = 7000;
 pub struct Origin {
     name: String,
     namespace: Namespace,
-    nginx: Process,
+    /// None while it is dead on purpose.
+    nginx: Option<Process>,
     echo: Arc<Echoed>,
 }
 
@@ -40,20 +43,56 @@ impl Origin {
     /// Starts both, named after the namespace, and waits until they answer.
     pub fn start(namespace: &Namespace) -> Result<Self> {
         let name = namespace.label().to_owned();
-        let nginx = start_nginx(namespace, &name)?;
         let echo = start_echo(namespace, &name)?;
         let mut origin = Self {
             name,
             namespace: namespace.clone(),
-            nginx,
+            nginx: None,
             echo,
         };
+        origin.start_web()?;
+        Ok(origin)
+    }
+
+    /// Starts the web server, and waits until it answers.
+    pub fn start_web(&mut self) -> Result<()> {
+        let mut nginx = start_nginx(&self.namespace, &self.name)?;
         let address = (Ipv6Addr::LOCALHOST, HTTP_PORT);
         wait::until_true("nginx to listen", Duration::from_secs(10), || {
-            namespace.inside(|| TcpStream::connect(address).is_ok())
+            self.namespace
+                .inside(|| TcpStream::connect(address).is_ok())
         })
-        .or_else(|error| origin.nginx.expect_running().and(Err(error)))?;
-        Ok(origin)
+        .or_else(|error| nginx.expect_running().and(Err(error)))?;
+        self.nginx = Some(nginx);
+        Ok(())
+    }
+
+    /// Ends the web server: its port refuses from now on.
+    pub fn end_web(&mut self) -> Result<()> {
+        let mut nginx = self
+            .nginx
+            .take()
+            .context("the web server is dead already")?;
+        nginx.signal(Signal::SIGTERM)?;
+        nginx.wait(Duration::from_secs(10)).map(drop)
+    }
+
+    /// Stops the web server where it stands: the kernel goes on accepting connections for it, and nobody answers them.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let nginx = self.nginx.as_ref().context("the web server is dead")?;
+        for worker in process::children(nginx.pid()) {
+            kill(Pid::from_raw(worker as i32), signal).context("signal nginx")?;
+        }
+        Ok(())
     }
 
     /// Its name, which stands in `x-origin` of every response and in front of every echo.

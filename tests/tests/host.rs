@@ -1,5 +1,6 @@
 //! What a host can have against a start: told in a sentence, by `run` and by `check` alike, and nothing is half done.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
@@ -8,13 +9,16 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::links::{FdLink, PinnedLink};
+use nix::mount::umount;
 use nix::sys::signal::Signal;
 use rig::field::{Field, WEB_V4};
+use rig::http::KeepAlive;
 use rig::pass::Pass;
 use rig::process::Process;
 use rig::sluice::{PATIENCE, Sluice};
 use rig::{harness, sandbox, sluice, tests, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PINS: &str = "/sys/fs/bpf/sluice";
 
@@ -32,7 +36,10 @@ fn main() -> ExitCode {
             a_host_without_io_uring_is_told_in_one_sentence,
             a_capability_that_is_missing_is_named,
             a_second_instance_of_the_same_name_is_told_who_came_first,
-            without_root_and_without_a_file_it_runs_all_the_same,
+            another_instance_on_the_same_interface_is_told_whose_it_is,
+            what_up_attached_is_adopted_by_run_without_a_gap,
+            a_host_without_the_bpf_file_system_gets_it_and_says_so,
+            without_root_and_without_a_file_it_serves_all_the_same,
         ],
     )
 }
@@ -70,6 +77,12 @@ fn taking_ours_away_leaves_a_program_of_somebody_else(field: &mut Field) -> Resu
     running.command(&["datapath", "down"])?;
     nothing_is_attached(field, &["client0", "origin1"])?;
     ensure!(xdp(field, "origin3")? == before, "theirs is gone");
+    wait::until_true("the daemon to notice", PATIENCE, || {
+        let status = running.status().unwrap_or_default();
+        status.pointer("/datapath/lost") == Some(&json!(["client0", "origin1"]))
+    })?;
+    let metrics = running.metrics()?;
+    ensure!(metrics.labelled("sluice_datapath_attached", "interface", "client0") == 0.0);
     running.stop()
 }
 
@@ -172,7 +185,72 @@ fn a_second_instance_of_the_same_name_is_told_who_came_first(field: &mut Field) 
     first.stop()
 }
 
-fn without_root_and_without_a_file_it_runs_all_the_same(field: &mut Field) -> Result<()> {
+fn another_instance_on_the_same_interface_is_told_whose_it_is(field: &mut Field) -> Result<()> {
+    let path = write(&configuration(&["client0"], "native"))?;
+    let first = Sluice::start(&field.edge, &path)?;
+    let before = xdp(field, "client0")?;
+    for command in ["check", "run"] {
+        let mut second = sluice::command(&field.edge)?;
+        second
+            .args([command, "--instance", "other", "-c"])
+            .arg(&path);
+        let said = fails(command, second)?;
+        ensure!(said.contains("that of the Sluice instance main"), "{said}");
+    }
+    ensure!(
+        xdp(field, "client0")? == before,
+        "the first one is disturbed"
+    );
+    ensure!(!Path::new(PINS).join("other").exists());
+    first.command(&["datapath", "down"])?;
+    first.stop()
+}
+
+fn what_up_attached_is_adopted_by_run_without_a_gap(field: &mut Field) -> Result<()> {
+    let path = write(&configuration(&["client0", "origin1"], "auto"))?;
+    let mut up = sluice::command(&field.edge)?;
+    up.args(["datapath", "up", "--json", "-c"]).arg(&path);
+    let said: Value = serde_json::from_str(&rig::namespace::output(&mut up)?)?;
+    ensure!(
+        said.pointer("/interfaces/1/name").and_then(Value::as_str) == Some("origin1"),
+        "{said}"
+    );
+    let (links, program) = (links()?, xdp(field, "client0")?);
+    ensure!(links.len() == 2 && program.is_some());
+    // The links stay, and each has another program in one step: there is no moment without one.
+    let running = Sluice::start(&field.edge, &path)?;
+    ensure!(self::links()? == links, "attached anew");
+    ensure!(xdp(field, "client0")?.is_some() && xdp(field, "client0")? != program);
+    let mut again = sluice::command(&field.edge)?;
+    again.args(["datapath", "up", "-c"]).arg(&path);
+    let said = fails("up", again)?;
+    ensure!(said.contains("runs already"), "{said}");
+    running.stop()?;
+
+    // An interface that is not named any more is let go.
+    let path = write(&configuration(&["client0"], "auto"))?;
+    let running = Sluice::start(&field.edge, &path)?;
+    nothing_on(field, &["origin1"])?;
+    ensure!(xdp(field, "client0")?.is_some());
+    running.command(&["datapath", "down"])?;
+    running.stop()?;
+    nothing_is_attached(field, &["client0"])
+}
+
+fn a_host_without_the_bpf_file_system_gets_it_and_says_so(field: &mut Field) -> Result<()> {
+    umount("/sys/fs/bpf").context("unmount the BPF file system of this sandbox")?;
+    let path = write(&configuration(&["client0"], "native"))?;
+    let running = Sluice::start(&field.edge, &path)?;
+    ensure!(
+        running.log().contains("mounted the BPF file system"),
+        "{}",
+        running.log()
+    );
+    running.command(&["datapath", "down"])?;
+    running.stop()
+}
+
+fn without_root_and_without_a_file_it_serves_all_the_same(field: &mut Field) -> Result<()> {
     const NOBODY: [&str; 4] = [
         "--reuid=65534",
         "--regid=65534",
@@ -204,6 +282,13 @@ fn without_root_and_without_a_file_it_runs_all_the_same(field: &mut Field) -> Re
     ensure!(
         status.pointer("/datapath/state").and_then(Value::as_str) == Some("off"),
         "{status}"
+    );
+    let page = field.edge.inside(|| {
+        KeepAlive::connect(None, "127.0.0.1:8080".parse()?)?.get("localhost", "/", "")
+    })?;
+    ensure!(
+        page.status == 200 && page.text().contains("Sluice"),
+        "{page:?}"
     );
     keeper.signal(Signal::SIGTERM)?;
     let ended = keeper.wait(PATIENCE)?;
@@ -294,11 +379,26 @@ fn xdp(field: &Field, interface: &str) -> Result<Option<u64>> {
     Ok(links.pointer("/0/xdp/prog/id").and_then(Value::as_u64))
 }
 
+/// Ids of the pinned links.
+fn links() -> Result<BTreeSet<u32>> {
+    fs::read_dir(Path::new(PINS).join("main"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().contains("/link_"))
+        .map(|path| Ok(FdLink::from(PinnedLink::from_pin(path)?).info()?.id()))
+        .collect()
+}
+
 fn nothing_is_attached(field: &Field, interfaces: &[&str]) -> Result<()> {
+    nothing_on(field, interfaces)?;
+    ensure!(!Path::new(PINS).exists(), "{PINS} is still there");
+    Ok(())
+}
+
+fn nothing_on(field: &Field, interfaces: &[&str]) -> Result<()> {
     for interface in interfaces {
         let program = xdp(field, interface)?;
         ensure!(program.is_none(), "{interface} has program {program:?}");
     }
-    ensure!(!Path::new(PINS).exists(), "{PINS} is still there");
     Ok(())
 }

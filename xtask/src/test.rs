@@ -70,6 +70,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "layer4",
             "--test",
             "layer7",
+            "--test",
+            "probe",
             "--no-fail-fast",
         ],
     );

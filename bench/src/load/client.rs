@@ -1,13 +1,17 @@
 //! One client: sends the same request again and again, and compares what comes back.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use sluice::net::{self, Instant, Stream};
+use anyhow::{Context, Result, ensure};
 
 use super::answer::{Answer, Progress};
-use super::{PATIENCE, Plan, pace::Turns, tally::Tally};
+use super::{Plan, pace::Turns, tally::Tally, wire::Wire};
+
+/// Twenty thousand handshakes take the slowest proxy half of this.
+const OPENING_MAX: Duration = Duration::from_secs(120);
 
 /// What a client sends and what it must get for it.
 #[derive(Clone)]
@@ -47,34 +51,57 @@ pub async fn talk(
             None if tally.is_stopping() => return Ok(()),
             None => None,
         };
-        let stream = match connection.take() {
-            Some(stream) => stream,
-            None => connect(&plan).await?,
+        let mut wire = match connection.take() {
+            Some(wire) => wire,
+            None => Wire::open(&plan).await?,
         };
-        stream
-            .send(expectation.request.clone())
+        wire.send(&expectation.request)
             .await
             .context("send a request")?;
-        let goes_on = receive(&stream, &expectation.body).await?;
+        let goes_on = receive(&mut wire, &expectation.body).await?;
         tally.answer(intended);
         if plan.reuse && goes_on {
-            connection = Some(stream);
+            connection = Some(wire);
         }
     }
 }
 
-async fn connect(plan: &Plan) -> Result<Stream> {
-    net::timeout(Instant::read() + PATIENCE, net::connect(plan.proxy))
-        .await
-        .context("connect to the proxy")?
-        .context("connect to the proxy")
+/// Opens `count` connections, by `openers` clients at once, and lets each have one exchange. They are open as long as what is returned.
+pub async fn open(
+    plan: &Rc<Plan>,
+    expectation: &Expectation,
+    tally: &Rc<Tally>,
+    openers: usize,
+    count: usize,
+) -> Rc<RefCell<Vec<Wire>>> {
+    let wires = Rc::new(RefCell::new(Vec::new()));
+    for number in 0..openers {
+        let share = (number..count).step_by(openers).len();
+        let (plan, expectation) = (plan.clone(), expectation.clone());
+        let (counted, opened) = (tally.clone(), wires.clone());
+        tally.spawn(async move {
+            for _ in 0..share {
+                let mut wire = Wire::open(&plan).await?;
+                wire.send(&expectation.request)
+                    .await
+                    .context("send a request")?;
+                let goes_on = receive(&mut wire, &expectation.body).await?;
+                ensure!(goes_on, "the proxy keeps no connection");
+                counted.answer(None);
+                opened.borrow_mut().push(wire);
+            }
+            Ok(())
+        });
+    }
+    tally.wait_for_clients(OPENING_MAX).await;
+    wires
 }
 
 /// Receives one answer, all of it and nothing more: whether another request may follow.
-async fn receive(stream: &Stream, body: &[u8]) -> Result<bool> {
+async fn receive(wire: &mut Wire, body: &[u8]) -> Result<bool> {
     let mut answer = Answer::new(body);
     loop {
-        let chunk = stream
+        let chunk = wire
             .recv()
             .await
             .context("receive an answer")?

@@ -3,11 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use sluice::net::{self, Instant};
 
 use crate::histogram::Histogram;
+
+/// How often clients are looked after that should end.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Shared by all tasks of a round.
 pub struct Tally {
@@ -94,8 +98,12 @@ impl Tally {
         self.stopping.get()
     }
 
-    pub fn is_running(&self) -> bool {
-        self.running.get() > 0
+    /// Waits until all clients have ended; `verdict` tells if some have not.
+    pub async fn wait_for_clients(&self, limit: Duration) {
+        let deadline = Instant::read() + limit;
+        while self.running.get() > 0 && Instant::read() < deadline {
+            net::sleep_until(Instant::read() + LOOK).await;
+        }
     }
 
     /// An error if anything was wrong; call it when all clients have ended.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{LISTEN, ORIGIN, Site};
+use super::{LISTEN, ORIGIN, Site, connections_max};
 
 /// What a template is filled with.
 pub struct Values<'a> {
@@ -59,14 +59,16 @@ impl Values<'_> {
     pub fn fill_line(&self, line: &str) -> String {
         line.replace("@FOLDER@", &self.folder.display().to_string())
             .replace("@LISTEN@", LISTEN)
+            .replace("@LISTEN_HOST@", host(LISTEN))
+            .replace("@LISTEN_PORT@", port(LISTEN))
             .replace("@ORIGIN@", ORIGIN)
+            .replace("@ORIGIN_HOST@", host(ORIGIN))
+            .replace("@ORIGIN_PORT@", port(ORIGIN))
             .replace("@DESCRIPTORS@", &self.descriptors.to_string())
-            .replace("@CONNECTIONS@", &self.connections_max().to_string())
-    }
-
-    /// A connection may need a second one to the origin, and a proxy some descriptors for itself.
-    fn connections_max(&self) -> u64 {
-        self.descriptors.saturating_sub(1000) / 2
+            .replace(
+                "@CONNECTIONS@",
+                &connections_max(self.descriptors).to_string(),
+            )
     }
 
     /// How often a block is written.
@@ -85,6 +87,14 @@ impl Values<'_> {
             _ => bail!("no block is called `{word}`"),
         }
     }
+}
+
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(_, port)| port)
 }
 
 #[cfg(test)]

@@ -94,6 +94,13 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             )?;
         }
     }
+    if !status.datapath.lost.is_empty() {
+        writeln!(
+            text,
+            "datapath lost on {}: restart Sluice to have it back",
+            joined(status.datapath.lost.iter())
+        )?;
+    }
     let limits = &status.limits;
     writeln!(
         text,

@@ -50,6 +50,8 @@ pub struct Control {
     snapshot: Option<Arc<Snapshot>>,
     certificates: Vec<([String; 2], i64)>,
     remembered: Memory,
+    /// Interfaces that the kernel half has lost.
+    lost: Vec<String>,
     reloads: Vec<oneshot::Sender<Result<u64, Vec<Diagnostic>>>>,
     /// When workers must have ended, once they were told to.
     ending: Option<Instant>,
@@ -76,6 +78,7 @@ impl Control {
                 .context("read the bans")?,
             channel,
             remembered: start.memory.clone(),
+            lost: Vec::new(),
             start,
             started: SystemTime::now(),
             registry,

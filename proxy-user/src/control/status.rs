@@ -66,6 +66,8 @@ pub struct Datapath {
     /// `off` where there is none.
     pub state: String,
     pub interfaces: Vec<Interface>,
+    /// Those of them where it is attached no more.
+    pub lost: Vec<String>,
     pub flows: Option<u64>,
 }
 
@@ -87,6 +89,8 @@ pub(super) struct Facts<'c> {
     pub uptime: Duration,
     pub bans: u64,
     pub flows: Option<u64>,
+    /// Interfaces that the kernel half has lost.
+    pub lost: &'c [String],
     /// Whether the kernel half knows the neighbour of each endpoint.
     pub resolved: Option<BTreeMap<SocketAddr, bool>>,
 }
@@ -110,6 +114,7 @@ impl Facts<'_> {
             datapath: Datapath {
                 state: if on { "on" } else { "off" }.to_owned(),
                 interfaces: self.start.interfaces.clone(),
+                lost: self.lost.to_vec(),
                 flows: self.flows,
             },
             bans: self.bans,

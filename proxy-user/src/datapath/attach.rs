@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{Array, HashMap, MapData};
@@ -34,6 +35,9 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Links are pinned by the index of their interface: bpffs forbids the dots that names may have.
 const LINK_PREFIX: &str = "link_";
+
+/// How long the kernel may take to detach what nothing holds any more; it takes a few milliseconds.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The kernel half as the keeper holds it.
 pub struct Kernel {
@@ -229,7 +233,7 @@ impl Kernel {
     fn attach_anew(&mut self, link: &Link, mode: DatapathMode, pin: &Path) -> Result<bool> {
         let replaced = pin.exists();
         if replaced {
-            fs::remove_file(pin).with_context(|| format!("remove {}", pin.display()))?;
+            release(pin)?;
         }
         let attached = self.attach_by(link, mode, pin);
         match (&attached, link.xdp) {
@@ -320,11 +324,9 @@ impl Drop for Undo {
             return;
         }
         let undone = if self.adopted {
-            self.links.iter().try_for_each(fs::remove_file)
+            self.links.iter().try_for_each(|pin| release(pin))
         } else {
-            down(&self.instance)
-                .map(drop)
-                .map_err(std::io::Error::other)
+            down(&self.instance).map(drop)
         };
         if let Err(error) = undone {
             log::error!(
@@ -394,20 +396,48 @@ fn load(folder: &Path, sizes: &BTreeMap<&'static str, u32>) -> Result<Ebpf> {
 fn detach_others(folder: &Path, links: &[&Link]) -> Result<()> {
     for (index, path) in pinned_links(folder) {
         if !links.iter().any(|link| link.index == index) {
-            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            release(&path)?;
         }
     }
     Ok(())
+}
+
+/// Removes the pin of a link, which detaches its program. The kernel does that a moment later, in the background: waits
+/// for it, so that who attaches next finds nobody.
+fn release(pin: &Path) -> Result<()> {
+    let program = PinnedLink::from_pin(pin)
+        .ok()
+        .and_then(|pinned| FdLink::from(pinned).info().ok())
+        .map(|info| info.program_id());
+    fs::remove_file(pin).with_context(|| format!("remove {}; run it as root", pin.display()))?;
+    let end = Instant::now() + RELEASE_LIMIT;
+    while let Some(program) = program
+        && Instant::now() < end
+    {
+        let links = Network::open()?.links()?;
+        let attached = |link: &Link| link.xdp.is_some_and(|(id, _)| id == program);
+        let index = pin_index(pin);
+        if !links
+            .iter()
+            .any(|link| Some(link.index) == index && attached(link))
+        {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// The index of the interface whose link is pinned there.
+fn pin_index(pin: &Path) -> Option<u32> {
+    let name = pin.file_name()?.to_str()?;
+    name.strip_prefix(LINK_PREFIX)?.parse().ok()
 }
 
 /// Index and path of each pinned link.
 fn pinned_links(folder: &Path) -> Vec<(u32, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let index = name.to_str()?.strip_prefix(LINK_PREFIX)?.parse().ok()?;
-            Some((index, entry.path()))
-        })
+        .filter_map(|entry| Some((pin_index(&entry.path())?, entry.path())))
         .collect()
 }

@@ -99,7 +99,11 @@ impl Neighbours {
             known.reach = reach;
             // Once failed it stays so while it is merely asked again.
             let failed = known.failed || neighbour.is_some_and(|neighbour| neighbour.failed);
-            known.failed = known.hop.is_none() || (failed && reach == Reach::default());
+            let dark = known
+                .hop
+                .and_then(|hop| links.get(&hop.ifindex))
+                .is_none_or(|link| !link.up);
+            known.failed = dark || (failed && reach == Reach::default());
         }
         Ok(())
     }
@@ -141,6 +145,9 @@ fn reach(
     let Some((hop, link)) = hop.and_then(|hop| Some((hop, links.get(&hop.ifindex)?))) else {
         return Reach::default();
     };
+    if !link.up {
+        return Reach::default();
+    }
     match neighbour {
         Some(Neighbour { mac: Some(mac), .. }) => Reach {
             ifindex: hop.ifindex,
@@ -183,6 +190,7 @@ mod tests {
             name: "eth0".to_owned(),
             mac: OURS,
             mtu: 1500,
+            up: true,
             xdp: None,
         };
         HashMap::from([(3, link)])
@@ -212,6 +220,12 @@ mod tests {
         assert_eq!(reach(Some(HOP), known(None, false), &links(), there), there);
         assert_eq!(reach(Some(HOP), known(None, true), &links(), there), none);
         assert_eq!(reach(None, None, &links(), there), none);
+        let mut down = links();
+        down.values_mut().for_each(|link| link.up = false);
+        assert_eq!(
+            reach(Some(HOP), known(Some(MAC), false), &down, there),
+            none
+        );
         let moved = NextHop { ifindex: 4, ..HOP };
         assert_eq!(reach(Some(moved), None, &links(), there), none);
     }

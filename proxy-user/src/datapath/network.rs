@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -22,6 +22,8 @@ pub struct Link {
     /// Its Ethernet address; zero where it has none.
     pub mac: [u8; 6],
     pub mtu: u32,
+    /// It is switched on, and there is something at the other end.
+    pub up: bool,
     /// The program attached to XDP, by id, and whether natively.
     pub xdp: Option<(u32, bool)>,
 }
@@ -207,6 +209,10 @@ fn link(answer: RouteNetlinkMessage) -> Option<Link> {
         name: String::new(),
         mac: [0; 6],
         mtu: 0,
+        up: message
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::LowerUp),
         xdp: None,
     };
     for attribute in message.attributes {

@@ -17,7 +17,7 @@ use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
 use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
 use super::wanted::wanted;
-use super::{address, coarse_now_ns, ip, port};
+use super::{Interface, address, coarse_now_ns, ip, port};
 use crate::config::{Config, ListenerMode};
 use crate::tunable::Tunables;
 pub use bans::Ban;
@@ -142,10 +142,12 @@ impl Writer {
                 self.state.upstreams.insert(id, upstream);
             }
         }
-        // A ring slot names 65 535 of them.
-        for (id, entry) in (0..=u16::MAX).zip(self.endpoints.iter()) {
+        // Ids are given in order and never taken back, so what follows the first that is free is free too.
+        for (id, entry) in (0..=u16::MAX).zip(self.endpoints.iter()).skip(1) {
             let Value(endpoint) = entry?;
-            if endpoint.port != [0; 2] {
+            if endpoint.port == [0; 2] {
+                break;
+            } else {
                 let address =
                     SocketAddr::new(ip(endpoint.address), u16::from_be_bytes(endpoint.port));
                 self.state.endpoints.insert(id, address);
@@ -160,6 +162,26 @@ impl Writer {
         }
         self.state.nat = self.nat.read();
         Ok(())
+    }
+
+    /// Those of `interfaces` on which another program runs than ours, or none: somebody took it away, or the interface
+    /// went and came back.
+    ///
+    /// # Errors
+    /// rtnetlink does not answer.
+    pub fn lost(&mut self, interfaces: &[Interface]) -> Result<Vec<String>> {
+        let links = self
+            .network
+            .links()
+            .context("read the interfaces of this host")?;
+        let runs = |interface: &&Interface| {
+            links.iter().any(|link| {
+                link.index == interface.index
+                    && link.xdp.is_some_and(|(id, _)| id == interface.program)
+            })
+        };
+        let lost = interfaces.iter().filter(|interface| !runs(interface));
+        Ok(lost.map(|interface| interface.name.clone()).collect())
     }
 
     /// Which names have which ids: what the next daemon needs to know.

@@ -4,7 +4,6 @@ mod reload;
 mod watch;
 
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -68,14 +67,19 @@ pub(super) struct Held {
     /// Where what the instance remembers is written.
     pub folder: PathBuf,
     pub kernel: Option<Kernel>,
-    /// The rate cells, and how many.
-    pub cells: (OwnedFd, usize),
+    pub cells: RateCells,
+}
+
+/// The rate cells of this keeper's daemons.
+pub(super) struct RateCells {
+    pub memory: OwnedFd,
+    pub count: usize,
+    /// Keys the hashes of cells. Daemons come and go, and a key must find its cell again.
+    pub seed: u64,
 }
 
 pub(super) struct Keeper {
     held: Held,
-    /// Keys the hashes of rate cells. Daemons come and go, and a key must find its cell again.
-    cells_seed: u64,
     sockets: Sockets,
     daemon: Option<Daemon>,
     in_force: Option<Generation>,
@@ -101,7 +105,6 @@ impl Keeper {
         };
         Self {
             held,
-            cells_seed: RandomState::new().hash_one(std::process::id()),
             sockets: Sockets::default(),
             daemon: None,
             in_force: None,

@@ -22,6 +22,8 @@ use super::{
 pub struct Outside {
     /// Packets by verdict; empty while there is no datapath.
     pub verdicts: Vec<(&'static str, u64)>,
+    /// Whether the kernel half is attached to each of its interfaces.
+    pub attached: Vec<(String, bool)>,
     /// Packets and bytes that the kernel half took in for each listener.
     pub listener_traffic: Vec<(String, u64, u64)>,
     /// Packets and bytes that the kernel half sent to each endpoint (upstream, endpoint).
@@ -333,6 +335,17 @@ impl Page<'_> {
         }
         if let Some(flows) = outside.flow_entries {
             self.gauge("flow_entries", "Flows in the kernel's table.", flows)?;
+        }
+        let mut family = self.family(
+            "datapath_attached",
+            "Whether the kernel half is attached to the interface.",
+            MetricType::Gauge,
+        )?;
+        for (interface, attached) in &outside.attached {
+            let labels = [("interface", interface)];
+            family
+                .encode_family(&labels)?
+                .encode_gauge(&i64::from(*attached))?;
         }
         let mut family = self.family(
             "datapath_packets",

@@ -121,6 +121,10 @@ impl Control {
                 .map_or(0, |since| since.as_secs()),
             ..Outside::default()
         };
+        let interfaces = self.start.interfaces.iter();
+        outside.attached = interfaces
+            .map(|interface| (interface.name.clone(), !self.lost.contains(&interface.name)))
+            .collect();
         if let Some(datapath) = &mut self.datapath {
             match datapath.counts() {
                 Ok(counts) => {
@@ -163,6 +167,7 @@ impl Control {
             uptime: self.started.elapsed().unwrap_or_default(),
             bans: self.bans.count(),
             flows,
+            lost: &self.lost,
             resolved,
         };
         facts.status()

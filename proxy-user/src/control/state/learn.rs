@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc;
 use std::time::Instant;
 
 use super::{Control, is_healthy};
@@ -10,15 +9,14 @@ use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
-use crate::report::{self, Report};
+use crate::report::Report;
 use crate::worker;
 
 impl Control {
-    /// What workers told since the last time.
-    pub fn read_reports(&mut self, reports: &mpsc::Receiver<Report>) {
+    /// What workers told.
+    pub fn learn(&mut self, reports: Vec<Report>) {
         let now = Instant::now();
-        // As many as the queue holds; the rest waits, so that a flood does not keep us here.
-        for report in reports.try_iter().take(report::QUEUE_MAX) {
+        for report in reports {
             match report {
                 Report::Offence {
                     source,
@@ -146,12 +144,32 @@ impl Control {
         }
     }
 
+    /// Tells once when an interface is lost, and once when it is back.
+    fn look_for_lost(&mut self) {
+        let Some(datapath) = &mut self.datapath else {
+            return;
+        };
+        match datapath.lost(&self.start.interfaces) {
+            Ok(lost) if lost == self.lost => {}
+            Ok(lost) => {
+                for name in lost.iter().filter(|name| !self.lost.contains(name)) {
+                    log::error!(
+                        "the kernel half is not attached any more: interface={name}; restart Sluice to have it back"
+                    );
+                }
+                self.lost = lost;
+            }
+            Err(error) => log::error!("cannot look after the interfaces: {error:#}"),
+        }
+    }
+
     /// Once a second.
     pub fn housekeeping(&mut self) {
         if let Err(error) = self.bans.sweep(self.datapath.as_mut()) {
             log::error!("cannot end bans that are over: {error:#}");
         }
         self.remember();
+        self.look_for_lost();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
             Some(Ok(true)) => self.choose_endpoints(),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),

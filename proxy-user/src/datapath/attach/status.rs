@@ -8,7 +8,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use proxy_ebpf::abi::name;
 use serde::{Deserialize, Serialize};
 
-use super::{Interface, pinned_links};
+use super::{Interface, pinned_links, release};
 use crate::datapath::network::Network;
 use crate::datapath::{Mode, pin_folder};
 
@@ -69,9 +69,11 @@ pub fn status(instance: &str) -> Result<Status> {
 pub fn down(instance: &str) -> Result<Status> {
     let status = status(instance)?;
     let folder = pin_folder(instance);
-    let links = pinned_links(&folder).into_iter().map(|(_, path)| path);
     // Links first: from then on packets go to Linux, and the maps are nobody's.
-    for path in links.chain(name::MAPS.iter().map(|map| folder.join(map))) {
+    for (_, link) in pinned_links(&folder) {
+        release(&link)?;
+    }
+    for path in name::MAPS.map(|map| folder.join(map)) {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error)

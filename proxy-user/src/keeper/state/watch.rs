@@ -68,7 +68,10 @@ impl Keeper {
             .flat_map(Kernel::descriptors)
             .map(|(map, descriptor)| (map.to_owned(), descriptor))
             .unzip();
-        let mut descriptors = vec![self.held.admin.listener.as_fd(), self.held.cells.0.as_fd()];
+        let mut descriptors = vec![
+            self.held.admin.listener.as_fd(),
+            self.held.cells.memory.as_fd(),
+        ];
         descriptors.extend(of_maps);
         let (sockets, of_sockets): (Vec<_>, Vec<_>) = self
             .sockets
@@ -87,8 +90,8 @@ impl Keeper {
                 instance: self.held.settings.instance.clone(),
                 cpus: self.held.cpus.clone(),
                 restarts: self.restarts,
-                cells: self.held.cells.1,
-                cells_seed: self.cells_seed,
+                cells: self.held.cells.count,
+                cells_seed: self.held.cells.seed,
                 interfaces: self
                     .held
                     .kernel

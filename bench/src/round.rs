@@ -1,0 +1,239 @@
+//! What one round came to: its figures, and whether they count.
+
+use crate::load::{Held, Outcome, Pace};
+use crate::scenario::{Case, Work};
+
+/// Shares of a core; more disturbs a round. On a quiet machine 1 to 5 % belong to nobody: interrupts, ticks, the way into and out of idleness.
+const STRANGERS_MAX: f64 = 0.06;
+const STEAL_MAX: f64 = 0.02;
+/// A saturated round with an idler core measured the load instead of the proxy.
+const BUSY_MIN: f64 = 0.95;
+/// A paced round that answers less than was asked has a queue without end instead of a latency; one that answers more works off a
+/// queue from before it began. So much of what was asked may be missing or too much.
+const KEPT_WITHIN: f64 = 0.01;
+
+/// One round of one peer.
+#[derive(Debug)]
+pub struct Round {
+    pub figures: Figures,
+    /// Why it does not count, if it does not.
+    pub discard: Option<Discard>,
+    /// How it went, for whoever watches.
+    pub facts: String,
+}
+
+/// A figure's name and unit, as reports have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    CpuUsPerRequest,
+    RequestsPerS,
+    P50Us,
+    P99Us,
+    RssBytesPerConnection,
+}
+
+/// What one round that counts measured.
+pub type Figures = Vec<(Metric, f64)>;
+
+/// Why a round does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    Strangers,
+    Steal,
+    /// Clients and origin were the bottleneck.
+    NotSaturated,
+    /// The proxy could not keep the rate, or was still catching up.
+    RateNotKept,
+}
+
+impl Round {
+    /// `noisy`: what strangers did does not matter.
+    pub fn of_exchanges(outcome: &Outcome, pace: Pace, noisy: bool) -> Self {
+        let span = &outcome.span;
+        let percent = |share: f64| (share * 100.0).round();
+        Self {
+            figures: figures(outcome, pace),
+            discard: judge(outcome, pace, noisy),
+            facts: format!(
+                "cores {} % and {} %, strangers {} %, steal {} %",
+                percent(span.proxy_core_busy),
+                percent(span.load_core_busy),
+                percent(span.strangers),
+                percent(span.steal),
+            ),
+        }
+    }
+
+    /// Memory is nobody else's: no stranger disturbs it.
+    pub fn of_idle(held: &Held) -> Self {
+        let more = held.after_bytes.saturating_sub(held.before_bytes);
+        Self {
+            figures: vec![(
+                Metric::RssBytesPerConnection,
+                more as f64 / held.connections as f64,
+            )],
+            discard: None,
+            facts: format!(
+                "{} connections, {} KiB before and {} KiB with them",
+                held.connections,
+                held.before_bytes >> 10,
+                held.after_bytes >> 10
+            ),
+        }
+    }
+}
+
+fn figures(outcome: &Outcome, pace: Pace) -> Figures {
+    let answers = outcome.answers as f64;
+    let mut figures = vec![
+        (
+            Metric::CpuUsPerRequest,
+            outcome.span.proxy_ns as f64 / 1e3 / answers,
+        ),
+        (Metric::RequestsPerS, answers * 1e9 / outcome.span.ns as f64),
+    ];
+    if pace != Pace::Saturated {
+        for (metric, share) in [(Metric::P50Us, 0.5), (Metric::P99Us, 0.99)] {
+            let ns = outcome.latencies.quantile(share);
+            figures.extend(ns.map(|ns| (metric, ns as f64 / 1e3)));
+        }
+    }
+    figures
+}
+
+/// Why a round does not count; None if it does.
+fn judge(outcome: &Outcome, pace: Pace, noisy: bool) -> Option<Discard> {
+    let span = &outcome.span;
+    if !noisy && span.steal > STEAL_MAX {
+        return Some(Discard::Steal);
+    }
+    if !noisy && span.strangers > STRANGERS_MAX {
+        return Some(Discard::Strangers);
+    }
+    match pace {
+        Pace::Saturated if span.proxy_core_busy < BUSY_MIN => Some(Discard::NotSaturated),
+        Pace::PerSecond(rate) if !noisy => {
+            let asked = f64::from(rate) * span.ns as f64 / 1e9;
+            let off = (outcome.answers as f64 - asked).abs();
+            (off > asked * KEPT_WITHIN).then_some(Discard::RateNotKept)
+        }
+        _ => None,
+    }
+}
+
+impl Discard {
+    /// Another round may be better.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Strangers | Self::Steal)
+    }
+
+    /// In a few words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Strangers => "other processes disturbed",
+            Self::Steal => "the hypervisor took time away",
+            Self::NotSaturated => "clients and origin were the bottleneck",
+            Self::RateNotKept => "the rate was not kept",
+        }
+    }
+}
+
+impl Metric {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CpuUsPerRequest => "cpu_us_per_request",
+            Self::RequestsPerS => "requests_per_s",
+            Self::P50Us => "p50_us",
+            Self::P99Us => "p99_us",
+            Self::RssBytesPerConnection => "rss_bytes_per_connection",
+        }
+    }
+
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::CpuUsPerRequest | Self::P50Us | Self::P99Us => "us",
+            Self::RequestsPerS => "1/s",
+            Self::RssBytesPerConnection => "B",
+        }
+    }
+
+    /// Those that a case has.
+    pub fn of(case: &Case) -> &'static [Self] {
+        match case.work {
+            Work::Exchanges(Pace::Saturated) => &[Self::CpuUsPerRequest, Self::RequestsPerS],
+            Work::Exchanges(Pace::PerSecond(_)) => &[
+                Self::CpuUsPerRequest,
+                Self::RequestsPerS,
+                Self::P50Us,
+                Self::P99Us,
+            ],
+            Work::Idle => &[Self::RssBytesPerConnection],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::histogram::Histogram;
+    use crate::sample::Span;
+
+    const CALM: Span = Span {
+        ns: 1_000_000_000,
+        proxy_ns: 980_000_000,
+        proxy_core_busy: 0.99,
+        load_core_busy: 0.9,
+        strangers: 0.01,
+        steal: 0.0,
+    };
+
+    fn outcome(span: Span) -> Outcome {
+        Outcome {
+            span,
+            answers: 49_000,
+            latencies: Histogram::new(),
+        }
+    }
+
+    #[test]
+    fn a_calm_round_counts_and_a_disturbed_one_does_not() {
+        let judged = |span| judge(&outcome(span), Pace::Saturated, false);
+        assert_eq!(judged(CALM), None);
+        assert_eq!(
+            judged(Span {
+                strangers: 0.2,
+                ..CALM
+            }),
+            Some(Discard::Strangers)
+        );
+        assert_eq!(judged(Span { steal: 0.2, ..CALM }), Some(Discard::Steal));
+        assert_eq!(
+            judged(Span {
+                proxy_core_busy: 0.9,
+                ..CALM
+            }),
+            Some(Discard::NotSaturated)
+        );
+    }
+
+    #[test]
+    fn a_paced_round_counts_if_the_rate_was_kept() {
+        let judged = |rate| judge(&outcome(CALM), Pace::PerSecond(rate), false);
+        assert_eq!(judged(49_200), None);
+        for rate in [60_000, 40_000] {
+            assert_eq!(judged(rate), Some(Discard::RateNotKept), "{rate}");
+        }
+    }
+
+    #[test]
+    fn figures_are_those_of_the_case() {
+        let figures = figures(&outcome(CALM), Pace::Saturated);
+        assert_eq!(
+            figures,
+            [
+                (Metric::CpuUsPerRequest, 20.0),
+                (Metric::RequestsPerS, 49_000.0)
+            ]
+        );
+    }
+}

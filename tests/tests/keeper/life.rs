@@ -1,0 +1,149 @@
+//! The life of both processes: signals, deaths, and what the next one finds.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use rig::field::{ATTACKER_V4, L4_V4, WEB_V4};
+use rig::http::KeepAlive;
+use rig::load::Load;
+use rig::sluice::PATIENCE;
+use rig::world::socket;
+use rig::{process, wait};
+
+use crate::stage::{CONFIGURATION, PLAIN, Stage, banned};
+
+pub fn quit_drains_and_ends_and_forwarding_goes_on(stage: &mut Stage) -> Result<()> {
+    let mut sluice = stage.start(CONFIGURATION, &["--set", "worker.drain_timeout=2s"])?;
+    let load = Load::streams(&stage.field.client, socket(L4_V4, 7000)?, 4)?;
+    load.wait_for(50)?;
+    sluice.keeper().signal(Signal::SIGQUIT)?;
+    let status = sluice.keeper().wait(PATIENCE)?;
+    ensure!(status.success(), "SIGQUIT ended it with {status}");
+    ensure!(sluice.log().contains("draining"), "{}", sluice.log());
+    load.wait_for(50)?;
+    load.stop()?.expect_no_failure()?;
+    stage.down()
+}
+
+pub fn draining_lets_an_exchange_end_and_takes_no_new_connection(stage: &mut Stage) -> Result<()> {
+    let slow = "[[route]]\nmatch = { path = \"/slow\" }\nupstream = \"web\"\n\n\
+                [[upstream]]\nname = \"web\"\nendpoints = [\"10.77.1.2:8080\"]\n";
+    let mut sluice = stage.start(&format!("{PLAIN}{slow}"), &[])?;
+    let to = socket(WEB_V4, 8080)?;
+    let connect = || stage.field.client.inside(|| KeepAlive::connect(None, to));
+    let (mut busy, mut idle) = (connect()?, connect()?);
+    ensure!(idle.get("web.test", "/", "")?.status == 204);
+    // nginx sends a MiB a second.
+    let exchange =
+        std::thread::spawn(move || busy.get("web.test", "/slow", "Range: bytes=0-2097151\r\n"));
+    wait::until_true("the exchange to begin", PATIENCE, || {
+        let metrics = sluice.metrics().unwrap_or_default();
+        metrics.value("sluice_upstream_connects_total") == 1.0
+    })?;
+    sluice.signal(Signal::SIGQUIT)?;
+    wait::until_true("idle connections to be closed", PATIENCE, || {
+        idle.get("web.test", "/", "").is_err()
+    })?;
+    ensure!(!exchange.is_finished(), "it was too fast to test anything");
+    let answer = exchange
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    ensure!(
+        (answer.status, answer.body.len()) == (206, 2 << 20),
+        "{} with {} bytes",
+        answer.status,
+        answer.body.len()
+    );
+    let status = sluice.keeper().wait(PATIENCE)?;
+    ensure!(status.success(), "SIGQUIT ended it with {status}");
+    ensure!(connect().is_err(), "somebody still listens");
+    Ok(())
+}
+
+pub fn a_killed_daemon_leaves_sockets_bans_and_tunables_to_the_next(
+    stage: &mut Stage,
+) -> Result<()> {
+    let mut sluice = stage.start(CONFIGURATION, &[])?;
+    let sockets = sluice.listening_inodes()?;
+    ensure!(!sockets.is_empty());
+    sluice.command(&["ban", "add", ATTACKER_V4, "--for", "1h"])?;
+    sluice.command(&["sysctl", "-w", "http.head_timeout=7s"])?;
+    let old = sluice.kill_daemon()?;
+    ensure!(
+        stage.is_ignored(ATTACKER_V4, L4_V4)?,
+        "nobody refuses it now"
+    );
+    sluice.wait_for_other_daemon(old)?;
+    ensure!(sluice.listening_inodes()? == sockets, "other sockets");
+    ensure!(banned(&sluice)? == [ATTACKER_V4]);
+    ensure!(stage.is_ignored(ATTACKER_V4, L4_V4)?, "the ban is gone");
+    let timeout = sluice.command(&["sysctl", "-n", "http.head_timeout"])?;
+    ensure!(timeout.trim() == "7s", "{timeout}");
+    ensure!(sluice.status()?["daemon_restarts"] == 1);
+    sluice.command(&["ban", "del", ATTACKER_V4])?;
+    ensure!(
+        !stage.is_ignored(ATTACKER_V4, L4_V4)?,
+        "it is still refused"
+    );
+    stage.end(sluice)
+}
+
+pub fn a_killed_keeper_takes_its_daemon_along_and_a_new_one_adopts_the_rest(
+    stage: &mut Stage,
+) -> Result<()> {
+    let mut sluice = stage.start(CONFIGURATION, &[])?;
+    let daemon = sluice.daemon()?;
+    let load = Load::streams(&stage.field.client, socket(L4_V4, 7000)?, 4)?;
+    load.wait_for(50)?;
+    sluice.command(&["ban", "add", ATTACKER_V4, "--for", "1h"])?;
+    sluice.keeper().signal(Signal::SIGKILL)?;
+    sluice.keeper().wait(PATIENCE)?;
+    wait::until_true("the daemon to end", Duration::from_secs(5), || {
+        !process::runs(daemon)
+    })?;
+    load.wait_for(50)?;
+    let next = stage.start(CONFIGURATION, &[])?;
+    ensure!(banned(&next)? == [ATTACKER_V4]);
+    load.wait_for(50)?;
+    load.stop()?.expect_no_failure()?;
+    stage.end(next)
+}
+
+pub fn maps_of_another_size_are_not_adopted(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    sluice.stop()?;
+    let bans_max = ["--set", "datapath.bans_max=2048"];
+    for command in ["check", "run"] {
+        let mut other = rig::sluice::command(&stage.field.edge)?;
+        other
+            .args([command, "-c"])
+            .arg(stage.path()?)
+            .args(bans_max);
+        let done = other.output()?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(
+            done.status.code() == Some(1) && said.contains("sluice datapath down"),
+            "{said}"
+        );
+    }
+    stage
+        .echo(L4_V4, 7000)
+        .context("the old maps still forward")?;
+    stage.down()
+}
+
+pub fn the_keeper_has_the_capabilities_that_it_needs_and_no_other(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let status = fs::read_to_string(format!("/proc/{}/status", sluice.keeper_pid()))?;
+    // CAP_DAC_READ_SEARCH, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_ADMIN and BPF.
+    for set in ["CapEff", "CapPrm"] {
+        ensure!(
+            status.contains(&format!("{set}:\t00000080000015e4")),
+            "{status}"
+        );
+    }
+    ensure!(status.contains("CapInh:\t0000000000000000"), "{status}");
+    stage.end(sluice)
+}

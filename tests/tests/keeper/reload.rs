@@ -1,0 +1,182 @@
+//! Reloads: all of one, or nothing.
+
+use std::net::TcpListener;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rig::field::{L4_V4, L4_V6, WEB_V4};
+use rig::load::Load;
+use rig::sluice::PATIENCE;
+use rig::wait;
+use rig::world::socket;
+
+use crate::stage::{CONFIGURATION, SECOND, Stage, freeze, last_words};
+
+pub fn a_bad_reload_changes_nothing_and_says_where_it_is_wrong(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    stage.write(&CONFIGURATION.replace("endpoints =", "endpionts ="))?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the refusal", PATIENCE, || {
+        sluice.log().contains("sluice.toml:22:1")
+    })?;
+    wait::until_true("the metric", PATIENCE, || {
+        let metrics = sluice.metrics().unwrap_or_default();
+        metrics.value("sluice_config_last_reload_success") == 0.0
+            && metrics.value("sluice_config_generation") == 1.0
+    })?;
+    let Err(said) = sluice.command(&["reload"]) else {
+        anyhow::bail!("`sluice reload` of a bad file succeeded");
+    };
+    let said = format!("{said:#}");
+    ensure!(
+        said.contains("sluice.toml:22:1") && said.contains("did you mean"),
+        "{said}"
+    );
+    stage.echo(L4_V4, 7000)?;
+
+    stage.write(CONFIGURATION)?;
+    sluice.command(&["reload"])?;
+    let metrics = sluice.metrics()?;
+    ensure!(metrics.value("sluice_config_generation") == 2.0);
+    ensure!(metrics.value("sluice_config_last_reload_success") == 1.0);
+    stage.end(sluice)
+}
+
+pub fn a_reload_adds_and_removes_listeners_and_a_taken_port_refuses_all_of_it(
+    stage: &mut Stage,
+) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let load = Load::streams(&stage.field.client, socket(L4_V4, 7000)?, 4)?;
+    load.wait_for(50)?;
+    ensure!(stage.echo(L4_V4, 7001).is_err());
+
+    let both = format!("{CONFIGURATION}{SECOND}");
+    let taken = stage
+        .field
+        .edge
+        .inside(|| TcpListener::bind(format!("{WEB_V4}:8081")))?;
+    let third = "[[listener]]\nname = \"third\"\naddress = \"203.0.113.10:8081\"\n";
+    stage.write(&format!("{both}{third}"))?;
+    let Err(said) = sluice.command(&["reload"]) else {
+        anyhow::bail!("a taken port was reloaded");
+    };
+    ensure!(
+        format!("{said:#}").contains("another process listens there"),
+        "{said:#}"
+    );
+    ensure!(stage.echo(L4_V4, 7001).is_err(), "half of it was applied");
+    drop(taken);
+
+    stage.write(&both)?;
+    sluice.command(&["reload"])?;
+    stage.echo(L4_V4, 7001)?;
+    stage.echo(L4_V6, 7001)?;
+    stage.write(CONFIGURATION)?;
+    sluice.command(&["reload"])?;
+    ensure!(stage.echo(L4_V4, 7001).is_err(), "it still forwards");
+    load.wait_for(50)?;
+    load.stop()?.expect_no_failure()?;
+    stage.end(sluice)
+}
+
+pub fn a_write_that_fails_half_way_is_taken_back(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    // IPv4 listeners are written before IPv6 ones, and these can be written no more.
+    freeze("/sys/fs/bpf/sluice/main/listeners6")?;
+    stage.write(&format!("{CONFIGURATION}{SECOND}"))?;
+    let Err(said) = sluice.command(&["reload"]) else {
+        anyhow::bail!("a map that cannot be written was written");
+    };
+    ensure!(format!("{said:#}").contains("write a listener"), "{said:#}");
+    ensure!(stage.echo(L4_V4, 7001).is_err(), "half of it was applied");
+    stage.echo(L4_V4, 7000)?;
+    stage.echo(L4_V6, 7000)?;
+    ensure!(sluice.generation()? == 1);
+
+    // What can be written still comes into force.
+    let four = SECOND.replace(", \"[2001:db8::20]:7001\"", "");
+    stage.write(&format!("{CONFIGURATION}{four}"))?;
+    sluice.command(&["reload"])?;
+    stage.echo(L4_V4, 7001)?;
+    stage.end(sluice)
+}
+
+pub fn what_living_flows_and_attached_programs_stand_on_does_not_change(
+    stage: &mut Stage,
+) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let load = Load::streams(&stage.field.client, socket(L4_V4, 7000)?, 4)?;
+    load.wait_for(50)?;
+    for (before, after, why) in [
+        (
+            "20000-29999",
+            "20000-29998",
+            "datapath.nat cannot change while flows use it",
+        ),
+        (", \"origin3\"]", "]", "change only when Sluice starts"),
+    ] {
+        stage.write(&CONFIGURATION.replace(before, after))?;
+        let Err(said) = sluice.command(&["reload"]) else {
+            anyhow::bail!("{after} was reloaded");
+        };
+        ensure!(format!("{said:#}").contains(why), "{said:#}");
+    }
+    load.wait_for(50)?;
+    load.stop()?.expect_no_failure()?;
+    stage.echo(L4_V4, 7000)?;
+    stage.end(sluice)
+}
+
+pub fn a_reload_that_does_not_fit_the_maps_is_refused_whole(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(CONFIGURATION, &["--set", "datapath.listeners_max=64"])?;
+    let addresses: Vec<String> = (7001..7100)
+        .map(|port| format!("\"{L4_V4}:{port}\""))
+        .collect();
+    let many = format!(
+        "[[listener]]\nname = \"many\"\naddress = [{}]\nforward = {{ upstream = \"echo\", via = \"nat\" }}\n",
+        addresses.join(", ")
+    );
+    stage.write(&format!("{CONFIGURATION}{many}"))?;
+    let Err(said) = sluice.command(&["reload"]) else {
+        anyhow::bail!("99 listeners fit into a table of 64");
+    };
+    ensure!(
+        format!("{said:#}").contains("datapath.listeners_max"),
+        "{said:#}"
+    );
+    ensure!(stage.echo(L4_V4, 7001).is_err(), "half of it was applied");
+    stage.echo(L4_V4, 7000)?;
+    stage.end(sluice)
+}
+
+pub fn a_daemon_that_dies_over_a_reload_leaves_the_generation_before(
+    stage: &mut Stage,
+) -> Result<()> {
+    let mut sluice = stage.start(CONFIGURATION, &[])?;
+    let sockets = sluice.listening_inodes()?;
+    let daemon = sluice.daemon()?;
+    let pid = Pid::from_raw(daemon as i32);
+    kill(pid, Signal::SIGSTOP)?;
+    stage.write(&format!(
+        "{CONFIGURATION}[[listener]]\nname = \"third\"\naddress = \"203.0.113.10:8081\"\n"
+    ))?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the sockets of the reload", PATIENCE, || {
+        sluice
+            .listening_inodes()
+            .is_ok_and(|now| now.len() > sockets.len())
+    })?;
+    kill(pid, Signal::SIGKILL)?;
+    sluice.wait_for_other_daemon(daemon)?;
+    ensure!(sluice.generation()? == 1, "{}", last_words());
+    ensure!(sluice.listening_inodes()? == sockets, "{}", last_words());
+    ensure!(
+        last_words().contains("died over generation 2"),
+        "{}",
+        last_words()
+    );
+    sluice.command(&["reload"])?;
+    ensure!(sluice.generation()? == 2);
+    stage.end(sluice)
+}
