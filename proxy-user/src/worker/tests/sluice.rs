@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,15 @@ use crate::config::{self, Bundle};
 use crate::metric::{Outside, Registry};
 use crate::net;
 use crate::offload::{Cells, Denied};
-use crate::report::{self, Report};
+use crate::report::{self, Reports};
 use crate::snapshot::Snapshot;
+use crate::tunable::Origin;
 use crate::worker::{self, Command, Shared};
 
 /// A worker that runs until it is dropped.
 pub struct Sluice {
     pub address: SocketAddr,
-    pub reports: Receiver<Report>,
+    pub reports: Reports,
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
     origins: Vec<SocketAddr>,
@@ -44,7 +45,7 @@ impl Sluice {
         let text = configuration(address, origins, more);
         let snapshot = build(&text, None, &registry);
         let (commands, receiver) = mpsc::channel();
-        let (queue, reports) = report::Queue::new();
+        let (queue, reports) = report::Queue::new().expect("a queue");
         let doorbell = net::Doorbell::new().expect("a doorbell");
         let metrics = registry.worker(0);
         let shared = Shared {
@@ -88,6 +89,16 @@ impl Sluice {
         self.apply(Vec::new());
     }
 
+    /// Sets a tunable as `sysctl -w` does.
+    pub fn set(&mut self, key: &str, value: &str) {
+        let mut tunables = (*self.snapshot.tunables).clone();
+        tunables
+            .assign(key, value, Origin::Runtime)
+            .expect("a value");
+        self.snapshot = Arc::new(self.snapshot.with_tunables(Arc::new(tunables)));
+        self.apply(Vec::new());
+    }
+
     /// Goes over to a configuration that listens nowhere near.
     pub fn reload_without_listener(&mut self) {
         let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -102,6 +113,8 @@ impl Sluice {
             listeners: Vec::new(),
             close,
         });
+        // A command is dropped when it was obeyed, and what it held with it.
+        wait_until("it is in force", || Arc::strong_count(&self.snapshot) == 1);
     }
 
     pub fn drain(&self, patience: Duration) {
