@@ -210,3 +210,70 @@ fn response_limits(tunables: &Tunables) -> message::Limits {
         ..message::Limits::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Bundle};
+    use crate::tunable::Origin;
+    use std::path::Path;
+
+    const TEXT: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n\
+        [[upstream]]\nname = \"app\"\nendpoints = [\"127.0.0.1:81\"]\n\
+        [[route]]\nmatch = { path = \"/*\" }\nupstream = \"app\"\n";
+
+    fn build(previous: Option<&Snapshot>, registry: &Registry) -> Snapshot {
+        let files = Bundle::of_files([("/etc/sluice/sluice.toml", TEXT)]);
+        let loaded = config::load(&files, Path::new("/etc/sluice/sluice.toml")).unwrap();
+        let tunables = Arc::new(loaded.tunables.clone());
+        let generation = previous.map_or(1, |previous| previous.generation + 1);
+        Snapshot::build(generation, loaded, tunables, previous, 1, registry, 7).unwrap()
+    }
+
+    #[test]
+    fn other_tunables_change_the_limits_and_nothing_else() {
+        let registry = Registry::new(1);
+        let before = build(None, &registry);
+        let mut tunables = (*before.tunables).clone();
+        for (key, value) in [
+            ("http.head_bytes_max", "2KiB"),
+            ("http.underscore_fields", "refuse"),
+            ("http.encoded_slash", "keep"),
+            ("upstream.head_bytes_max", "3KiB"),
+        ] {
+            tunables.assign(key, value, Origin::Runtime).unwrap();
+        }
+        let after = before.with_tunables(Arc::new(tunables));
+        let limits = &after.request_limits;
+        assert_eq!(limits.head_bytes_max, 2 << 10);
+        assert_eq!(limits.underscore_fields, UnderscoreFields::Refuse);
+        assert_eq!(limits.encoded_slash, EncodedSlash::Keep);
+        assert_eq!(after.response_limits.head_bytes_max, 3 << 10);
+        assert_eq!(after.response_limits.field_bytes_max, 3 << 10);
+        assert_eq!(before.request_limits.head_bytes_max, 32 << 10);
+        assert_eq!(after.generation, before.generation);
+        assert!(Arc::ptr_eq(&after.routes, &before.routes));
+        assert!(Arc::ptr_eq(&after.upstreams, &before.upstreams));
+        assert!(Arc::ptr_eq(&after.policies, &before.policies));
+        let metrics = |snapshot: &Snapshot| Arc::clone(&snapshot.listeners[0].metrics);
+        assert!(Arc::ptr_eq(&metrics(&after), &metrics(&before)));
+    }
+
+    #[test]
+    fn a_new_generation_counts_on_and_forgets_no_hold() {
+        let registry = Registry::new(1);
+        let before = build(None, &registry);
+        before.upstreams[0].endpoints[0].hold(1000);
+        let after = build(Some(&before), &registry);
+        assert_eq!(after.generation, 2);
+        assert!(after.upstreams[0].endpoints[0].is_held(999));
+        assert!(Arc::ptr_eq(
+            &after.endpoint_metrics[0][0],
+            &before.endpoint_metrics[0][0]
+        ));
+        assert!(Arc::ptr_eq(
+            &after.listeners[0].routes[0],
+            &before.listeners[0].routes[0]
+        ));
+    }
+}

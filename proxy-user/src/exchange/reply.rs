@@ -29,8 +29,11 @@ impl Exchange<'_> {
                 is_head: request.is_some_and(|request| request.method() == Method::Head),
             },
         );
-        self.send(reply.status, bytes).await;
-        Next::Close
+        if self.send(reply.status, bytes).await {
+            Next::Close
+        } else {
+            Next::Abort
+        }
     }
 
     /// Refuses the request, and counts why.
@@ -47,8 +50,7 @@ impl Exchange<'_> {
             &mut bytes,
             &self.delivery(request, keep_alive, &self.gateway.date()),
         );
-        self.send(reply.status, bytes).await;
-        settle(self, body, keep_alive).await
+        self.finish(reply.status, bytes, body, keep_alive).await
     }
 
     /// Answers with what the configuration says.
@@ -69,8 +71,7 @@ impl Exchange<'_> {
             content,
             &self.delivery(request, keep_alive, &self.gateway.date()),
         );
-        self.send(status, bytes).await;
-        settle(self, body, keep_alive).await
+        self.finish(status, bytes, body, keep_alive).await
     }
 
     fn delivery<'d>(&self, request: &RequestHead, keep_alive: bool, date: &'d str) -> Delivery<'d> {
@@ -94,13 +95,29 @@ impl Exchange<'_> {
         self.keep_alive() && (body.is_ended() || (is_short && !request.expects_continue()))
     }
 
-    /// Sends a whole answer. A client that takes nothing any more learns nothing.
-    async fn send(&self, status: u16, bytes: Vec<u8>) {
+    /// Sends a whole answer, and finds the next request behind the body of this one.
+    async fn finish(
+        &self,
+        status: u16,
+        bytes: Vec<u8>,
+        body: &mut Body<'_>,
+        keep_alive: bool,
+    ) -> Next {
+        if self.send(status, bytes).await {
+            settle(self, body, keep_alive).await
+        } else {
+            Next::Abort
+        }
+    }
+
+    /// Sends a whole answer; false for a client that takes nothing any more.
+    async fn send(&self, status: u16, bytes: Vec<u8>) -> bool {
         let deadline = net::now() + self.snapshot.tunables.net.send_timeout;
-        if let Ok(Ok(())) = net::timeout(deadline, self.out.idle()).await
-            && self.out.queue([bytes.into()]).is_ok()
-        {
+        let is_idle = matches!(net::timeout(deadline, self.out.idle()).await, Ok(Ok(())));
+        let is_sent = is_idle && self.out.queue([bytes.into()]).is_ok();
+        if is_sent {
             self.status.set(status);
         }
+        is_sent
     }
 }

@@ -1,5 +1,7 @@
 //! Bodies on the wire: read to the letter, wherever they are cut; written as announced.
 
+mod wire;
+
 use super::*;
 
 /// Decodes a body whose bytes arrive in pieces of this size: its data and what follows it, or why it is refused. A body

@@ -193,6 +193,23 @@ fn a_reader_that_takes_nothing_is_closed_and_its_origin_is_free() {
     assert_eq!(client.rest().1, End::Reset);
 }
 
+/// Each of the many answers that it asks for would wait anew for the one before.
+#[test]
+fn a_client_that_asks_and_asks_and_takes_nothing_is_closed() {
+    let origin = Origin::echoing();
+    let body = "x".repeat(100_000);
+    let more = format!(
+        "[[route]]\nmatch = {{ path = \"/fixed\" }}\nrespond = {{ status = 200, body = \"{body}\" }}\n\
+         [tunables]\n\"net.send_timeout\" = \"1s\"\n"
+    );
+    let sluice = Sluice::start(&[origin.address], &more);
+    let mut client = Client::connect_with_buffer(&sluice, 4096);
+    client.send(get("/fixed").repeat(200));
+    wait_until("it is there", || sluice.open() == 1);
+    sluice.wait_until_all_clients_are_gone();
+    assert_eq!(client.rest().1, End::Reset);
+}
+
 #[test]
 fn slow_readers_take_no_receive_buffer_from_the_others() {
     let origin = Origin::start(|peer| {

@@ -119,6 +119,25 @@ fn behind_an_early_answer_a_long_rest_of_the_body_ends_the_connection() {
     origin.wait_until_gone(2);
 }
 
+/// An origin that closes with something unread resets the connection, and its answer is there all the same.
+#[test]
+fn an_early_answer_survives_the_reset_behind_it() {
+    let origin = Origin::start(|peer| {
+        if peer.head().is_some() {
+            peer.send("HTTP/1.1 413 Content Too Large\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let sluice = Sluice::start(&[origin.address], "");
+    for _ in 0..3 {
+        let mut client = Client::connect(&sluice);
+        client.send("POST /upload HTTP/1.1\r\nhost: a\r\ncontent-length: 3000000\r\n\r\n");
+        client.try_send(patterned(3_000_000));
+        let response = client.response();
+        assert_eq!((response.status, response.text()), (413, "no"));
+    }
+}
+
 #[test]
 fn an_answer_of_our_own_reads_a_short_body_over_and_ends_behind_a_long_one() {
     let origin = Origin::echoing();

@@ -120,6 +120,51 @@ fn an_open_connection_follows_a_reload_from_its_next_exchange_on() {
 }
 
 #[test]
+fn a_tunable_set_at_run_time_is_felt_by_the_next_exchange_of_an_open_connection() {
+    let origin = Origin::answering(|request| match request.path() {
+        "/large-head" => format!(
+            "HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n",
+            "x".repeat(2000)
+        )
+        .into_bytes(),
+        path => ok(path),
+    });
+    let field = format!("x-large: {}\r\n", "x".repeat(2000));
+    let large = format!("GET /large HTTP/1.1\r\nhost: a\r\n{field}\r\n");
+    let short = "POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nabcde".to_owned();
+    let score = "GET /score HTTP/1.1\r\nhost: a\r\nx_y: z\r\n\r\n".to_owned();
+    for (key, value, request, status) in [
+        ("http.head_bytes_max", "1KiB", &large, 431),
+        ("http.field_bytes_max", "1KiB", &large, 431),
+        ("http.fields_max", "1", &large, 431),
+        ("http.body_bytes_max", "4B", &short, 413),
+        ("http.underscore_fields", "refuse", &score, 400),
+        ("upstream.head_bytes_max", "1KiB", &get("/large-head"), 502),
+        ("http.target_bytes_max", "64B", &get(&"/x".repeat(100)), 414),
+        ("http.encoded_slash", "keep", &get("/a%2Fb"), 200),
+        ("http.exchanges_per_connection_max", "1", &get("/last"), 200),
+    ] {
+        let mut sluice = Sluice::start(&[origin.address], "");
+        let mut client = Client::connect(&sluice);
+        client.send(request);
+        let before = client.response();
+        let is_loosened = key == "http.encoded_slash";
+        assert_eq!(before.status, if is_loosened { 400 } else { 200 }, "{key}");
+        if is_loosened {
+            client = Client::connect(&sluice);
+            assert_eq!(client.get("/a").status, 200);
+        }
+        sluice.set(key, value);
+        client.send(request);
+        let after = client.response();
+        assert_eq!(after.status, status, "{key}");
+        if key.starts_with("http.exchanges") {
+            assert!(after.closes());
+        }
+    }
+}
+
+#[test]
 fn where_a_listener_is_removed_a_connection_ends_behind_its_exchange() {
     let (origin, release) = waiting();
     let mut sluice = Sluice::start(&[origin.address], "");

@@ -63,9 +63,13 @@ fn without_descriptors() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 200, hard).unwrap();
     let origin = Origin::echoing();
-    let sluice = Sluice::start(&[origin.address], "");
+    let more = "[tunables]\n\"upstream.idle_connections_max\" = 0\n";
+    let sluice = Sluice::start(&[origin.address], more);
     let mut client = Client::connect(&sluice);
     assert_eq!(client.get("/before").text(), "/before");
+    // What that has taken is given back before the rest is taken.
+    origin.wait_until_gone(1);
+    std::thread::sleep(Duration::from_millis(100));
     // The clients' own descriptors are there before; what lacks is one for the other side.
     let sockets: Vec<socket2::Socket> = (0..3)
         .map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap())
@@ -92,11 +96,13 @@ fn without_descriptors() {
     let before_us = spent();
     std::thread::sleep(Duration::from_millis(600));
     assert!(spent() - before_us < 200_000, "accepting does not rest");
+    let response = client.get("/meanwhile");
     assert_eq!(
-        client.get("/meanwhile").text(),
-        "/meanwhile",
-        "whoever is connected is served"
+        (response.status, response.value("retry-after")),
+        (503, Some("1"))
     );
+    assert_eq!(sluice.rejected("no_descriptor"), 1.0);
+    assert_eq!(sluice.reports.take().len(), 0, "no endpoint is blamed");
     assert_eq!(sluice.open(), 1);
     drop(fill);
     for client in &mut waiting {

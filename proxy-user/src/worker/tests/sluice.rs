@@ -15,6 +15,7 @@ use crate::net;
 use crate::offload::{Cells, Denied};
 use crate::report::{self, Reports};
 use crate::snapshot::Snapshot;
+use crate::tunable::Origin;
 use crate::worker::{self, Command, Shared};
 
 /// A worker that runs until it is dropped.
@@ -88,6 +89,16 @@ impl Sluice {
         self.apply(Vec::new());
     }
 
+    /// Sets a tunable as `sysctl -w` does.
+    pub fn set(&mut self, key: &str, value: &str) {
+        let mut tunables = (*self.snapshot.tunables).clone();
+        tunables
+            .assign(key, value, Origin::Runtime)
+            .expect("a value");
+        self.snapshot = Arc::new(self.snapshot.with_tunables(Arc::new(tunables)));
+        self.apply(Vec::new());
+    }
+
     /// Goes over to a configuration that listens nowhere near.
     pub fn reload_without_listener(&mut self) {
         let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -102,6 +113,8 @@ impl Sluice {
             listeners: Vec::new(),
             close,
         });
+        // A command is dropped when it was obeyed, and what it held with it.
+        wait_until("it is in force", || Arc::strong_count(&self.snapshot) == 1);
     }
 
     pub fn drain(&self, patience: Duration) {
