@@ -184,7 +184,7 @@ tree! {
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
         body_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the next bytes of a response's body.";
-        idle_connections_max: count[256, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
+        idle_connections_max: count[1024, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
         idle_timeout: duration[55 * S, 100 * MS, HOUR] Live "An idle connection to an endpoint is closed after so long.";
         retries: count[1, 0, 10] Live "Tries after the first where a route names none; only for requests that are safe to repeat.";
     }
