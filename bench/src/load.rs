@@ -84,6 +84,9 @@ pub fn exchange(plan: Plan, pace: Pace, warm_up: Duration, window: Duration) -> 
     on_a_uring(async {
         let plan = Rc::new(plan);
         let (tally, expectation) = set_up(&plan)?;
+        // A proxy may listen before it serves: a round begins when it has answered once.
+        drop(client::open(&plan, &expectation, &tally, 1, 1).await);
+        tally.verdict()?;
         let schedule = match pace {
             Pace::Saturated => None,
             Pace::PerSecond(rate) => Some(Schedule::start(rate, plan.connections, &tally)),
@@ -135,7 +138,10 @@ pub fn hold(plan: Plan) -> Result<Held> {
         let after_bytes = sample::resident_bytes(plan.proxy_pid)?;
         tally.verdict()?;
         let connections = rest.borrow().len();
-        ensure!(connections > 0, "there was no connection to hold");
+        ensure!(
+            connections == count,
+            "the proxy kept {connections} of {count} connections"
+        );
         drop((first, rest));
         // They are closed turn by turn, while the loop still has turns.
         net::sleep_until(Instant::read() + SETTLE).await;

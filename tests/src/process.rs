@@ -121,9 +121,20 @@ pub fn runs(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.state != 'Z')
 }
 
+/// Whether every thread of a process stands still, after SIGSTOP: each stops by itself, when it next runs.
+pub fn stands_still(pid: u32) -> bool {
+    numbers(&format!("/proc/{pid}/task"))
+        .all(|thread| stat(thread).is_some_and(|stat| stat.state == 'T'))
+}
+
 /// All process ids of this sandbox.
 fn processes() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
+    numbers("/proc")
+}
+
+/// The entries of a folder that are numbers.
+fn numbers(folder: &str) -> impl Iterator<Item = u32> + use<> {
+    fs::read_dir(folder)
         .into_iter()
         .flatten()
         .flatten()

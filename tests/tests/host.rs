@@ -257,14 +257,16 @@ fn without_root_and_without_a_file_it_serves_all_the_same(field: &mut Field) -> 
         "--clear-groups",
         "--inh-caps=-all",
     ];
+    let runtime = sandbox::folder("nobody")?;
+    std::os::unix::fs::chown(&runtime, Some(65534), Some(65534))?;
     let mut command = under(field, "setpriv", &NOBODY)?;
-    command.arg("run").env_remove("XDG_RUNTIME_DIR");
+    command.arg("run").env("XDG_RUNTIME_DIR", &runtime);
     let mut keeper = Process::start("sluice-nobody", command)?;
     let ask = || -> Result<Value> {
         let mut command = under(field, "setpriv", &NOBODY)?;
         command
             .args(["status", "--json"])
-            .env_remove("XDG_RUNTIME_DIR");
+            .env("XDG_RUNTIME_DIR", &runtime);
         let done = command.output().context("ask for the status")?;
         serde_json::from_slice(&done.stdout).context("the status is JSON")
     };

@@ -10,7 +10,7 @@ use rig::field::{ATTACKER_V4, WEB_V4, WEB_V6};
 use rig::http::{KeepAlive, send_raw};
 use rig::load::Load;
 use rig::world::{World, socket};
-use rig::{client, harness, tests, wait};
+use rig::{client, harness, process, tests, wait};
 
 const PORT: u16 = 8080;
 
@@ -330,6 +330,10 @@ fn a_daemon_killed_under_load_is_back_with_the_same_sockets(world: &mut World) -
     let load = Load::requests(&world.field.client, to, 4, "web.test", "/kill")?;
     load.wait_for(100)?;
     let old = world.sluice.kill_daemon()?;
+    // A daemon takes what it has accepted with it, and goes on accepting until it has quite gone.
+    wait::until_true("the daemon to be gone", Duration::from_secs(5), || {
+        !process::runs(old)
+    })?;
     // Nobody is refused while there is no daemon: the keeper holds the sockets, and the connection waits in them.
     let waiting = world
         .field

@@ -52,6 +52,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         &["test", "--package", "tests", "--test", "packet"],
     );
     count.check("Build", build::sluice);
+    // The kernel half that logs its verdicts: never released, so nothing else would notice that it is broken.
+    count.check("The trace build", || {
+        tree::run(&mut tree::cargo(&[
+            "check",
+            "--quiet",
+            "--package",
+            "proxy-user",
+            "--features",
+            "trace",
+        ]))
+    });
     count.tests(
         "Whole proxies in network namespaces",
         &[

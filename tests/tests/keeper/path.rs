@@ -11,8 +11,8 @@ use rig::client::{self, Tally, tcp_echo};
 use rig::field::{L4_V4, WEB_V4};
 use rig::harness::Skip;
 use rig::sluice::PATIENCE;
-use rig::wait;
 use rig::world::socket;
+use rig::{process, wait};
 use serde_json::Value;
 
 use crate::stage::{CONFIGURATION, Stage};
@@ -61,6 +61,9 @@ pub fn a_connection_goes_to_the_worker_of_the_cpu_that_took_it(stage: &mut Stage
     // Nobody accepts, so that each socket's queue shows what came to it.
     let daemon = Pid::from_raw(sluice.daemon()? as i32);
     kill(daemon, Signal::SIGSTOP)?;
+    wait::until_true("the daemon to stand still", PATIENCE, || {
+        process::stands_still(daemon.as_raw() as u32)
+    })?;
     let mut taken_before = vec![0, 0];
     let mut open = Vec::new();
     for cpu in 0..2 {
