@@ -1,18 +1,20 @@
 //! The rounds of a scenario: interleaved over the peers in rotated order, judged one by one, repeated where strangers disturbed.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rig::certificate::Authority;
+use rig::field::Field;
 use rig::namespace::Namespace;
 use rig::sandbox;
 use rustls::ClientConfig;
 
 use crate::load::{self, Plan};
 use crate::machine::Cores;
-use crate::peer::{self, LISTEN, ORIGIN, Peer};
+use crate::peer::{self, Layer, Peer};
 use crate::round::{Discard, Figures, Round};
 use crate::sample;
 use crate::say;
@@ -21,7 +23,7 @@ use crate::scenario::{Case, Work};
 /// Before a round counts: connections are made, caches are warm, pools are full.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// So often a round is tried until it counts, on average.
-const ATTEMPTS: usize = 4;
+pub const ATTEMPTS: usize = 4;
 /// How long a round waits for others to finish what they are doing; then it begins anyway, and is judged.
 const CALM_MAX: Duration = Duration::from_secs(20);
 /// How a campaign is led.
@@ -36,15 +38,17 @@ pub struct Settings {
 
 /// Where it takes place.
 pub struct Stage {
-    pub namespace: Namespace,
+    namespace: Namespace,
+    /// Client, edge and origins joined by veth pairs: made when packets are first measured.
+    field: OnceCell<Field>,
     pub cores: Cores,
     /// That each proxy may have.
     pub descriptors: u64,
-    /// Clients that trust the certificate of the proxies.
-    tls: Arc<ClientConfig>,
+    authority: Authority,
 }
 
 /// A peer, and why it cannot be measured if it cannot.
+#[derive(Clone)]
 pub struct Candidate {
     pub peer: Peer,
     pub missing: Option<String>,
@@ -70,9 +74,45 @@ impl Stage {
         namespace.set("ipv4/tcp_tw_reuse", "1")?;
         Ok(Self {
             namespace,
+            field: OnceCell::new(),
             cores,
             descriptors,
-            tls: certify()?,
+            authority: certify()?,
+        })
+    }
+
+    /// Client, edge and origins, joined by veth pairs.
+    pub fn field(&self) -> Result<&Field> {
+        if let Some(field) = self.field.get() {
+            return Ok(field);
+        }
+        let field = Field::build()?;
+        // New connections come faster than old ones leave TIME_WAIT.
+        field
+            .client
+            .set("ipv4/ip_local_port_range", "10000 65535")?;
+        for namespace in [&field.client, &field.edge] {
+            namespace.set("ipv4/tcp_tw_reuse", "1")?;
+        }
+        for namespace in [&field.edge, &field.origins[0]] {
+            namespace.set("core/somaxconn", "8192")?;
+        }
+        Ok(self.field.get_or_init(|| field))
+    }
+
+    /// Where proxies of a layer run.
+    pub fn namespace(&self, layer: Layer) -> Result<&Namespace> {
+        Ok(match layer {
+            Layer::Requests => &self.namespace,
+            Layer::Packets => &self.field()?.edge,
+        })
+    }
+
+    /// Where clients of a layer are.
+    pub fn clients(&self, layer: Layer) -> Result<&Namespace> {
+        Ok(match layer {
+            Layer::Requests => &self.namespace,
+            Layer::Packets => &self.field()?.client,
         })
     }
 
@@ -89,10 +129,7 @@ impl Stage {
                 peer: candidate.peer,
                 rounds: Vec::new(),
                 discarded: Vec::new(),
-                failure: candidate
-                    .missing
-                    .as_ref()
-                    .map(|why| format!("missing: {why}")),
+                failure: candidate.why_not(case),
             })
             .collect();
         for attempt in 0..ATTEMPTS * settings.rounds {
@@ -110,29 +147,41 @@ impl Stage {
     fn round(&self, peer: &Peer, case: &Case, settings: Settings) -> Result<Round> {
         let folder = sandbox::folder("bench")?;
         let proxy = peer.start(self, &folder, case.site)?;
+        let site = case.site;
+        let origin_namespace = match site.layer {
+            Layer::Requests => None,
+            Layer::Packets => self.field()?.origins.first().cloned(),
+        };
+        let tls = site.tls.then(|| self.trusting(case.resumes)).transpose()?;
         let plan = Plan {
-            proxy: LISTEN.parse().context("where proxies listen")?,
-            origin: ORIGIN.parse().context("where the origin listens")?,
+            proxy: if peer.is_floor() {
+                site.origin()
+            } else {
+                site.listen()
+            },
+            origin: site.origin(),
+            origin_namespace,
             proxy_pid: proxy.pid(),
             cores: self.cores,
-            tls: case.site.tls.then(|| self.tls.clone()),
+            tls,
             exchange: case.exchange.clone(),
             connections: self.connections(case),
             reuse: case.reuse,
+            resumes: case.resumes,
         };
-        let work = case.work;
-        let load = self.namespace.thread("load", move || match work {
-            Work::Exchanges(pace) => {
-                let outcome = load::exchange(plan, pace, WARM_UP, settings.window)?;
-                Ok(Round::of_exchanges(&outcome, pace, settings.noisy))
-            }
-            Work::Idle => load::hold(plan).map(|held| Round::of_idle(&held)),
-        })?;
+        let case = case.clone();
+        let load = self
+            .clients(site.layer)?
+            .thread("load", move || play(plan, &case, settings))?;
         let round = load.join().map_err(|_| anyhow!("the load panicked"))?;
         round.with_context(|| match proxy.last_words() {
             words if words.is_empty() => "it printed nothing".to_owned(),
             words => format!("it printed:\n{words}"),
         })
+    }
+
+    fn trusting(&self, resumes: bool) -> Result<Arc<ClientConfig>> {
+        load::trusting(&self.authority.certificate(), resumes)
     }
 
     /// As many as the case asks for and our descriptors allow.
@@ -143,8 +192,19 @@ impl Stage {
     }
 }
 
-/// Makes the certificate of the proxies, in one file with its key as all of them take it, and clients that trust it.
-fn certify() -> Result<Arc<ClientConfig>> {
+/// What the load's thread does.
+fn play(plan: Plan, case: &Case, settings: Settings) -> Result<Round> {
+    let outcome = match case.work {
+        Work::Exchanges(pace) => load::exchange(plan, pace, WARM_UP, settings.window)?,
+        Work::Transfer(direction) => load::transfer(plan, direction)?,
+        Work::Datagrams => load::datagrams(&plan, WARM_UP, settings.window)?,
+        Work::Idle => return load::hold(plan).map(|held| Round::of_idle(&held)),
+    };
+    Ok(Round::of_work(&outcome, case, settings.noisy))
+}
+
+/// Makes the certificate of the proxies, in one file with its key as all of them take it.
+fn certify() -> Result<Authority> {
     let authority = Authority::create(&sandbox::folder("authority")?)?;
     let (signed, folder) = (sandbox::folder("signed")?, sandbox::folder("bench/certs")?);
     authority.sign(&signed, "edge", &[load::SERVER_NAME])?;
@@ -153,7 +213,18 @@ fn certify() -> Result<Arc<ClientConfig>> {
         fs::read(signed.join("edge.key"))?,
     ];
     fs::write(folder.join("edge.pem"), both.concat()).context("write the certificate")?;
-    load::trusting(&authority.certificate())
+    Ok(authority)
+}
+
+impl Candidate {
+    /// Why it cannot be measured in a case.
+    fn why_not(&self, case: &Case) -> Option<String> {
+        let missing = self.missing.as_ref();
+        let lacks = self.peer.lacks(case.needs());
+        missing
+            .map(|why| format!("missing: {why}"))
+            .or(lacks.map(|why| format!("not measured: {why}")))
+    }
 }
 
 impl Course {

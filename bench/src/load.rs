@@ -5,9 +5,11 @@
 
 mod answer;
 mod client;
+mod datagram;
 mod origin;
 mod pace;
 mod tally;
+mod transfer;
 mod wire;
 
 use std::future::Future;
@@ -17,13 +19,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rig::namespace::Namespace;
 use rustls::ClientConfig;
 use sluice::net::{self, Instant};
 
 use self::client::Expectation;
+pub use self::datagram::datagrams;
 pub use self::pace::Pace;
 use self::pace::Schedule;
 use self::tally::Tally;
+pub use self::transfer::{Direction, transfer};
 pub use self::wire::{SERVER_NAME, trusting};
 use crate::histogram::Histogram;
 use crate::machine::Cores;
@@ -37,13 +42,15 @@ const OPENERS: usize = 64;
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// What one round does.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Plan {
     /// Where the proxy listens, and where it expects its origin.
     pub proxy: SocketAddr,
     pub origin: SocketAddr,
-    /// Process id of the proxy, all of whose descendants count.
-    pub proxy_pid: u32,
+    /// Where the origin's sockets are, if not where the clients' are.
+    pub origin_namespace: Option<Namespace>,
+    /// Process id of the proxy, all of whose descendants count; None where the kernel does the work.
+    pub proxy_pid: Option<u32>,
     pub cores: Cores,
     /// Clients speak TLS, and trust what this says.
     pub tls: Option<Arc<ClientConfig>>,
@@ -51,6 +58,8 @@ pub struct Plan {
     pub connections: usize,
     /// A connection serves many exchanges, else one.
     pub reuse: bool,
+    /// Handshakes are to be resumed ones.
+    pub resumes: bool,
 }
 
 /// What is asked and answered.
@@ -58,6 +67,8 @@ pub struct Plan {
 pub struct Exchange {
     pub path: String,
     pub body_bytes: usize,
+    /// Further fields of the request, each with its end of line.
+    pub fields: &'static str,
 }
 
 /// What a round came to.
@@ -65,6 +76,8 @@ pub struct Outcome {
     pub span: Span,
     /// Exchanges that ended within the span.
     pub answers: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
     /// From the moment at which a request was meant to be sent to the last byte of its answer; of paced rounds only.
     pub latencies: Histogram,
 }
@@ -101,7 +114,9 @@ pub fn exchange(plan: Plan, pace: Pace, warm_up: Duration, window: Duration) -> 
         }
 
         net::sleep_until(Instant::read() + warm_up).await;
-        sample::expect_on_core(plan.proxy_pid, plan.cores.proxy)?;
+        if let Some(pid) = plan.proxy_pid {
+            sample::expect_on_core(pid, plan.cores.proxy)?;
+        }
         let before = Sample::take(plan.proxy_pid, plan.cores)?;
         tally.begin();
         net::sleep_until(Instant::read() + window).await;
@@ -115,9 +130,17 @@ pub fn exchange(plan: Plan, pace: Pace, warm_up: Duration, window: Duration) -> 
         tally.wait_for_clients(PATIENCE).await;
         tally.verdict()?;
         ensure!(answers > 0, "not one exchange ended within the round");
+        if plan.resumes {
+            let (shaken, resumed) = tally.handshakes();
+            ensure!(
+                resumed * 20 >= shaken * 19,
+                "of {shaken} handshakes within the round {resumed} were resumed"
+            );
+        }
         Ok(Outcome {
             span: before.until(&after),
             answers,
+            bytes: answers * plan.exchange.body_bytes as u64,
             latencies,
         })
     })
@@ -126,16 +149,17 @@ pub fn exchange(plan: Plan, pace: Pace, warm_up: Duration, window: Duration) -> 
 /// Makes the thread that calls it the load: connections that have one exchange each, and then wait.
 pub fn hold(plan: Plan) -> Result<Held> {
     on_a_uring(async {
+        let pid = plan.proxy_pid.context("memory is a process's own")?;
         let plan = Rc::new(plan);
         let (tally, expectation) = set_up(&plan)?;
         // What the first exchanges make in the proxy is not theirs: buffers, connections to the origin.
         let first = client::open(&plan, &expectation, &tally, OPENERS, OPENERS).await;
         net::sleep_until(Instant::read() + SETTLE).await;
-        let before_bytes = sample::resident_bytes(plan.proxy_pid)?;
+        let before_bytes = sample::resident_bytes(pid)?;
         let count = plan.connections.saturating_sub(OPENERS);
         let rest = client::open(&plan, &expectation, &tally, OPENERS, count).await;
         net::sleep_until(Instant::read() + SETTLE).await;
-        let after_bytes = sample::resident_bytes(plan.proxy_pid)?;
+        let after_bytes = sample::resident_bytes(pid)?;
         tally.verdict()?;
         let connections = rest.borrow().len();
         ensure!(

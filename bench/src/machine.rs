@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Descriptors that a proxy is told to make do with: twice the most connections of a scenario, and some.
 const DESCRIPTORS_MAX: u64 = 65_536;
@@ -58,7 +58,7 @@ pub fn raise_limits() -> Result<u64> {
 }
 
 /// Where and with what a report was measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
     /// UTC, RFC 3339.
     pub date: String,
@@ -105,4 +105,23 @@ impl Machine {
 fn read(path: &str) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// One that does not exist.
+    pub fn machine() -> Machine {
+        Machine {
+            date: "2026-11-24T09:30:00Z".into(),
+            kernel: "6.18".into(),
+            cpu: "a processor".into(),
+            cores: 2,
+            congestion_control: "cubic".into(),
+            rounds: 2,
+            round_s: 1.0,
+            peers: BTreeMap::new(),
+        }
+    }
 }

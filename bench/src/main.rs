@@ -5,70 +5,40 @@
 //! of all threads of all processes of the proxy per request. A round does not count if strangers or the hypervisor took time, if it was to
 //! saturate the proxy and did not, or if a fixed rate was not kept; what does not count is told, and no number stands in for it. Each answer
 //! is compared with what the origin sent, all of it, and answers with the requests that the origin saw: one that differs fails the case.
+//! Where the kernel forwards packets no process has the work on its account: the busy time of both cores is told then, clients and origin
+//! included, with rows in which nothing stands between them as its floor.
 
+mod arguments;
 mod campaign;
 mod histogram;
 mod load;
 mod machine;
+mod metric;
 mod peer;
+mod record;
 mod report;
+mod rooms;
 mod round;
 mod sample;
 mod say;
 mod scenario;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use rig::sandbox::{self, Interrupt};
 
+use self::arguments::Arguments;
 use self::campaign::{Candidate, Settings, Stage};
 use self::machine::{Cores, Machine};
 use self::peer::Peer;
+use self::record::Record;
 use self::report::Report;
-
-#[derive(Parser)]
-#[command(
-    name = "cargo xtask bench",
-    about = "Measures Sluice beside other proxies"
-)]
-struct Arguments {
-    /// A scenario; all without one
-    name: Option<String>,
-    /// Lists the scenarios
-    #[arg(long)]
-    list: bool,
-    /// Measures only these
-    #[arg(long, value_delimiter = ',')]
-    peers: Vec<String>,
-    /// Three rounds of two seconds instead of five of four
-    #[arg(long)]
-    quick: bool,
-    /// Prints one JSON object per scenario on standard output, and nothing else there
-    #[arg(long)]
-    json: bool,
-    /// Only cases whose name contains this
-    #[arg(long, default_value = "")]
-    case: String,
-    /// Rounds that must count, for each peer and case
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: Option<u32>,
-    /// Length of a round
-    #[arg(long)]
-    seconds: Option<f64>,
-    /// Requests per second of paced cases
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    rate: u32,
-    /// Counts rounds that other processes disturbed, too: for looking at the bench, not at the proxies
-    #[arg(long)]
-    noisy: bool,
-    /// Prints the Debian packages that bring the peers, one a line
-    #[arg(long)]
-    packages: bool,
-}
+use self::scenario::{Bench, Scenario, Way};
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -81,30 +51,81 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(room) = &arguments.room {
+        return rooms::enter(room, arguments.times);
+    }
     let peers = peer::choose(&arguments.peers)?;
     let scenarios = scenario::choose(arguments.name.as_deref())?;
     let settings = arguments.settings()?;
     if arguments.packages {
-        for package in peer::packages(&peers) {
+        for package in peer::packages(&peers).iter().chain(scenario::PACKAGES) {
             println!("{package}");
         }
         return Ok(());
     }
     if arguments.list {
-        for scenario in scenarios {
-            let state = if scenario.cases.is_some() {
-                ""
-            } else {
-                " (not yet)"
-            };
-            println!("{:<16} {}{state}", scenario.name, scenario.what);
-        }
+        list(&scenarios);
         return Ok(());
     }
+    if arguments.readme {
+        return renew_readme();
+    }
+    // An old record that cannot be read should not be found out after the run.
+    let old = arguments.compare.as_deref().map(Record::read).transpose()?;
+    let record = match &arguments.from {
+        Some(path) => {
+            let record = Record::read(path)?;
+            for report in &record.reports {
+                arguments.print(report)?;
+            }
+            record
+        }
+        None => measure(arguments, &peers, &scenarios, settings)?,
+    };
+    if let Some(old) = old {
+        say::section("What changed");
+        eprintln!("{}", record::compare(&old, &record));
+    }
+    Ok(())
+}
 
+fn list(scenarios: &[Scenario]) {
+    for scenario in scenarios {
+        let state = match scenario.way {
+            Way::NotYet => " (not yet)",
+            _ => "",
+        };
+        println!("{:<16} {}{state}", scenario.name, scenario.what);
+    }
+}
+
+fn renew_readme() -> Result<()> {
+    let (path, record) = Record::newest(&record::folder())?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("find the README")?;
+    let page = path.with_extension("md");
+    let page = page.strip_prefix(root).unwrap_or(&page);
+    let readme = root.join("README.md");
+    record::renew(&readme, &record, &page.display().to_string())?;
+    say::note(&format!(
+        "{} has the figures of {}",
+        readme.display(),
+        path.display()
+    ));
+    Ok(())
+}
+
+/// Installs, sets the stage, and plays all scenarios. A run of all of them is recorded as it goes on.
+fn measure(
+    arguments: &Arguments,
+    peers: &[Peer],
+    scenarios: &[Scenario],
+    settings: Settings,
+) -> Result<Record> {
     let cores = Cores::choose()?;
     let descriptors = machine::raise_limits()?;
-    for peer in &peers {
+    for peer in peers {
         if let Err(error) = peer.install() {
             say::failed(&format!("install {}: {error:#}", peer.name));
         }
@@ -112,34 +133,88 @@ fn run(arguments: &Arguments) -> Result<()> {
     // From here on this is another process, and all that it starts ends with it, also by a signal.
     sandbox::enter(Interrupt::Ends)?;
     cores.settle()?;
-    let (peers, versions) = look_for(&peers);
+    let (candidates, versions) = look_for(peers);
+    let minutes = scenario::estimate_s(scenarios, peers, settings, arguments.rate).div_ceil(60);
+    say::note(&format!(
+        "about {minutes} min on a quiet machine; rounds that others disturb take longer, up to {} tries each",
+        campaign::ATTEMPTS
+    ));
     let stage = Stage::set(cores, descriptors)?;
-    let mut failed = 0;
+    let (start, mut record, mut failed) = (Instant::now(), Record::default(), 0);
     for scenario in scenarios {
-        say::section(&format!("{}: {}", scenario.name, scenario.what));
+        let ours = candidates
+            .iter()
+            .filter(|candidate| candidate.peer.layer == scenario.layer);
+        let ours: Vec<Candidate> = ours.cloned().collect();
+        let named = |name: &String| ours.iter().any(|candidate| candidate.peer.name == name);
+        let versions = versions.clone().into_iter();
         let machine = Machine::describe(
             settings.rounds,
             settings.window.as_secs_f64(),
-            versions.clone(),
+            versions.filter(|(name, _)| named(name)).collect(),
         )?;
+        say::section(&format!("{}: {}", scenario.name, scenario.what));
         let mut report = Report::new(scenario.name, machine);
-        let Some(cases) = scenario.cases else {
-            say::note("not yet");
-            arguments.print(&report)?;
-            continue;
+        let bench = Bench {
+            stage: &stage,
+            candidates: &ours,
+            settings,
+            case: &arguments.case,
         };
-        let mut cases = cases(arguments.rate);
-        cases.retain(|case| case.name.contains(&arguments.case));
-        for case in &cases {
-            report.add(case, &stage.play(case, &peers, settings)?);
+        play(scenario, &bench, arguments.rate, &mut report);
+        if let Way::NotYet = scenario.way {
+            record.not_yet.push(scenario.name.to_owned());
+        } else {
+            record.add(&report);
         }
         failed += report.failed();
+        record.took_s = start.elapsed().as_secs();
         arguments.print(&report)?;
+        // Whatever comes later, what was measured so far is kept.
+        if arguments.is_recorded() && !record.reports.is_empty() {
+            let page = record.write(&record::folder())?;
+            say::note(&format!("recorded in {}", page.display()));
+        }
     }
+    judge(&record);
     if failed > 0 {
         bail!("{failed} cases failed: see above");
     }
-    Ok(())
+    Ok(record)
+}
+
+fn play(scenario: &Scenario, bench: &Bench<'_>, rate: u32, report: &mut Report) {
+    match scenario.way {
+        Way::NotYet => say::note("not yet"),
+        Way::Cases(cases) => {
+            for case in cases(rate).iter().filter(|case| bench.wants(&case.name)) {
+                match bench.stage.play(case, bench.candidates, bench.settings) {
+                    Ok(courses) => report.add(case, &courses),
+                    Err(error) => report.fail(format!("{}: {error:#}", case.name)),
+                }
+            }
+        }
+        Way::Own(measure, _) => {
+            if let Err(error) = measure(bench, report) {
+                say::failed(&format!("{error:#}"));
+                report.fail(format!("{error:#}"));
+            }
+        }
+    }
+}
+
+/// What the record comes to, for whoever watched.
+fn judge(record: &Record) {
+    say::section("Sluice beside its goals and its peers");
+    for (met, line) in record::verdicts(record) {
+        match met {
+            true => say::note(&format!("met: {line}")),
+            false => say::failed(&line),
+        }
+    }
+    for line in record::losses(record) {
+        say::failed(&line);
+    }
 }
 
 /// Each peer with the reason why it is missing, if it is; and a line about each.
@@ -151,37 +226,16 @@ fn look_for(peers: &[Peer]) -> (Vec<Candidate>, BTreeMap<String, String>) {
             Ok(version) => (version, None),
             Err(error) => (format!("missing: {error:#}"), Some(format!("{error:#}"))),
         };
-        say::note(&format!("{:<15} {line}", peer.name));
-        versions.insert(peer.name.to_owned(), line);
+        let is_new = versions
+            .insert(peer.name.to_owned(), line.clone())
+            .is_none();
+        if is_new {
+            say::note(&format!("{:<15} {line}", peer.name));
+        }
         found.push(Candidate {
             peer: *peer,
             missing,
         });
     }
     (found, versions)
-}
-
-impl Arguments {
-    fn settings(&self) -> Result<Settings> {
-        let (rounds, seconds) = if self.quick { (3, 2.0) } else { (5, 4.0) };
-        let seconds = self.seconds.unwrap_or(seconds);
-        ensure!(
-            (0.1..=600.0).contains(&seconds),
-            "--seconds must be within 0.1 and 600"
-        );
-        Ok(Settings {
-            rounds: self.rounds.map_or(rounds, |rounds| rounds as usize),
-            window: Duration::from_secs_f64(seconds),
-            noisy: self.noisy,
-        })
-    }
-
-    fn print(&self, report: &Report) -> Result<()> {
-        if self.json {
-            println!("{}", report.json().context("write JSON")?);
-        } else if report.has_rows() {
-            println!("\n{}", report.table());
-        }
-        Ok(())
-    }
 }

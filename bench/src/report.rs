@@ -3,41 +3,42 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::campaign::Course;
 use crate::machine::Machine;
-use crate::round::{Discard, Metric};
+use crate::metric::Metric;
+use crate::round::Discard;
 use crate::scenario::Case;
 
 /// Against whom others are held in the table.
 const BESIDE: &str = "haproxy";
 
 /// Everything about one scenario; its JSON form is an interface for scripts.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    scenario: String,
-    machine: Machine,
-    rows: Vec<Row>,
+    pub scenario: String,
+    pub machine: Machine,
+    pub rows: Vec<Row>,
     /// Why there is no number, or fewer rounds.
     #[serde(skip)]
-    remarks: Vec<String>,
+    pub remarks: Vec<String>,
     #[serde(skip)]
     failed: usize,
 }
 
 /// One metric of one peer in one case; no numbers where no round counts.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    proxy: &'static str,
-    case: String,
-    metric: &'static str,
-    unit: &'static str,
-    median: Option<f64>,
-    min: Option<f64>,
-    max: Option<f64>,
-    rounds: usize,
-    discarded: usize,
+    pub proxy: String,
+    pub case: String,
+    pub metric: String,
+    pub unit: String,
+    pub median: Option<f64>,
+    pub min: Option<f64>,
+    pub max: Option<f64>,
+    pub rounds: usize,
+    pub discarded: usize,
 }
 
 impl Report {
@@ -55,21 +56,26 @@ impl Report {
     pub fn add(&mut self, case: &Case, courses: &[Course]) {
         for course in courses {
             for metric in Metric::of(case) {
-                self.rows.push(Row::new(case, course, *metric));
+                let values = course.rounds.iter().flatten();
+                let values = values.filter(|(of, _)| *of == metric);
+                let values = values.map(|(_, value)| *value).collect();
+                let mut row = Row::new(course.peer.name, &case.name, metric, values);
+                row.discarded = course.discarded.len();
+                self.rows.push(row);
             }
-            self.remark(case, course);
+            self.explain(case, course);
         }
     }
 
-    fn remark(&mut self, case: &Case, course: &Course) {
+    fn explain(&mut self, case: &Case, course: &Course) {
         let name = course.peer.name;
         match &course.failure {
             // The reason is the same in each case, and stands among the versions.
             Some(why) if why.starts_with("missing") => {}
-            Some(why) => {
-                self.failed += 1;
+            Some(why) if why.starts_with("not measured") => {
                 self.remarks.push(format!("{name} in {}: {why}", case.name));
             }
+            Some(why) => self.fail(format!("{name} in {}: {why}", case.name)),
             None => {}
         }
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
@@ -80,6 +86,12 @@ impl Report {
             let what = format!("{name} in {}: {count} discarded, {words}", case.name);
             self.remarks.push(what);
         }
+    }
+
+    /// Something was wrong, and the command will say so with its exit code.
+    pub fn fail(&mut self, why: String) {
+        self.failed += 1;
+        self.remarks.push(why);
     }
 
     /// How many peers failed in a case; missing is not failing.
@@ -121,7 +133,7 @@ impl Report {
         );
         let mut last = "";
         for row in &self.rows {
-            if last != row.case && !last.is_empty() {
+            if last != row.case.as_str() && !last.is_empty() {
                 text.push('\n');
             }
             last = &row.case;
@@ -163,25 +175,19 @@ impl Report {
 }
 
 impl Row {
-    fn new(case: &Case, course: &Course, metric: Metric) -> Self {
-        let mut values: Vec<f64> = course
-            .rounds
-            .iter()
-            .flatten()
-            .filter(|(of, _)| *of == metric)
-            .map(|(_, value)| *value)
-            .collect();
+    /// Of all values that count, in any order.
+    pub fn new(proxy: &str, case: &str, metric: Metric, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self {
-            proxy: course.peer.name,
-            case: case.name.clone(),
-            metric: metric.name(),
-            unit: metric.unit(),
+            proxy: proxy.to_owned(),
+            case: case.to_owned(),
+            metric: metric.name().to_owned(),
+            unit: metric.unit().to_owned(),
             median: median(&values),
             min: values.first().copied(),
             max: values.last().copied(),
             rounds: values.len(),
-            discarded: course.discarded.len(),
+            discarded: 0,
         }
     }
 }
@@ -193,7 +199,7 @@ fn median(values: &[f64]) -> Option<f64> {
     Some((upper + lower) / 2.0)
 }
 
-fn shown(value: Option<f64>) -> String {
+pub fn shown(value: Option<f64>) -> String {
     match value {
         None => "-".into(),
         Some(value) if value >= 1000.0 => format!("{value:.0}"),
@@ -216,17 +222,7 @@ mod tests {
     #[test]
     fn what_was_not_measured_has_no_number() {
         assert_eq!(shown(None), "-");
-        let row = Row {
-            proxy: "a",
-            case: "b".into(),
-            metric: "c",
-            unit: "d",
-            median: None,
-            min: None,
-            max: None,
-            rounds: 0,
-            discarded: 2,
-        };
+        let row = Row::new("a", "b", Metric::P50Us, vec![]);
         let text = serde_json::to_string(&row).unwrap();
         assert!(text.contains("\"median\":null"), "{text}");
     }

@@ -1,6 +1,8 @@
 //! What one round came to: its figures, and whether they count.
 
 use crate::load::{Held, Outcome, Pace};
+use crate::metric::Metric;
+use crate::peer::Layer;
 use crate::scenario::{Case, Work};
 
 /// Shares of a core; more disturbs a round. On a quiet machine 1 to 5 % belong to nobody: interrupts, ticks, the way into and out of idleness.
@@ -22,16 +24,6 @@ pub struct Round {
     pub facts: String,
 }
 
-/// A figure's name and unit, as reports have them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Metric {
-    CpuUsPerRequest,
-    RequestsPerS,
-    P50Us,
-    P99Us,
-    RssBytesPerConnection,
-}
-
 /// What one round that counts measured.
 pub type Figures = Vec<(Metric, f64)>;
 
@@ -48,12 +40,12 @@ pub enum Discard {
 
 impl Round {
     /// `noisy`: what strangers did does not matter.
-    pub fn of_exchanges(outcome: &Outcome, pace: Pace, noisy: bool) -> Self {
+    pub fn of_work(outcome: &Outcome, case: &Case, noisy: bool) -> Self {
         let span = &outcome.span;
         let percent = |share: f64| (share * 100.0).round();
         Self {
-            figures: figures(outcome, pace),
-            discard: judge(outcome, pace, noisy),
+            figures: figures(outcome, case),
+            discard: judge(outcome, case, noisy),
             facts: format!(
                 "cores {} % and {} %, strangers {} %, steal {} %",
                 percent(span.proxy_core_busy),
@@ -83,26 +75,33 @@ impl Round {
     }
 }
 
-fn figures(outcome: &Outcome, pace: Pace) -> Figures {
-    let answers = outcome.answers as f64;
-    let mut figures = vec![
-        (
-            Metric::CpuUsPerRequest,
-            outcome.span.proxy_ns as f64 / 1e3 / answers,
-        ),
-        (Metric::RequestsPerS, answers * 1e9 / outcome.span.ns as f64),
-    ];
-    if pace != Pace::Saturated {
-        for (metric, share) in [(Metric::P50Us, 0.5), (Metric::P99Us, 0.99)] {
-            let ns = outcome.latencies.quantile(share);
-            figures.extend(ns.map(|ns| (metric, ns as f64 / 1e3)));
-        }
+fn figures(outcome: &Outcome, case: &Case) -> Figures {
+    Metric::of(case)
+        .into_iter()
+        .filter_map(|metric| Some((metric, value(metric, outcome)?)))
+        .collect()
+}
+
+fn value(metric: Metric, outcome: &Outcome) -> Option<f64> {
+    let (span, answers) = (&outcome.span, outcome.answers as f64);
+    let gib = outcome.bytes as f64 / f64::from(1 << 30);
+    let (proxy_s, wall_s) = (span.proxy_ns as f64 / 1e9, span.ns as f64 / 1e9);
+    let machine_s = (span.proxy_core_busy + span.load_core_busy) * wall_s;
+    let quantile_us = |share| Some(outcome.latencies.quantile(share)? as f64 / 1e3);
+    match metric {
+        Metric::CpuUsPerRequest => Some(proxy_s * 1e6 / answers),
+        Metric::MachineUsPerRequest => Some(machine_s * 1e6 / answers),
+        Metric::CpuSPerGib => Some(proxy_s / gib),
+        Metric::MachineSPerGib => Some(machine_s / gib),
+        Metric::RequestsPerS => Some(answers / wall_s),
+        Metric::P50Us => quantile_us(0.5),
+        Metric::P99Us => quantile_us(0.99),
+        _ => None,
     }
-    figures
 }
 
 /// Why a round does not count; None if it does.
-fn judge(outcome: &Outcome, pace: Pace, noisy: bool) -> Option<Discard> {
+fn judge(outcome: &Outcome, case: &Case, noisy: bool) -> Option<Discard> {
     let span = &outcome.span;
     if !noisy && span.steal > STEAL_MAX {
         return Some(Discard::Steal);
@@ -110,12 +109,18 @@ fn judge(outcome: &Outcome, pace: Pace, noisy: bool) -> Option<Discard> {
     if !noisy && span.strangers > STRANGERS_MAX {
         return Some(Discard::Strangers);
     }
-    match pace {
-        Pace::Saturated if span.proxy_core_busy < BUSY_MIN => Some(Discard::NotSaturated),
-        Pace::PerSecond(rate) if !noisy => {
+    let busy = match case.site.layer {
+        Layer::Requests => span.proxy_core_busy,
+        // Packets are forwarded on the core of whoever sends them.
+        Layer::Packets => span.proxy_core_busy.max(span.load_core_busy),
+    };
+    match case.work {
+        Work::Exchanges(Pace::Saturated) if busy < BUSY_MIN => Some(Discard::NotSaturated),
+        Work::Exchanges(Pace::PerSecond(rate)) if !noisy => {
             let asked = f64::from(rate) * span.ns as f64 / 1e9;
             let off = (outcome.answers as f64 - asked).abs();
-            (off > asked * KEPT_WITHIN).then_some(Discard::RateNotKept)
+            // At low rates a whole number of requests is never quite the rate.
+            (off > (asked * KEPT_WITHIN).max(4.0)).then_some(Discard::RateNotKept)
         }
         _ => None,
     }
@@ -134,40 +139,6 @@ impl Discard {
             Self::Steal => "the hypervisor took time away",
             Self::NotSaturated => "clients and origin were the bottleneck",
             Self::RateNotKept => "the rate was not kept",
-        }
-    }
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::CpuUsPerRequest => "cpu_us_per_request",
-            Self::RequestsPerS => "requests_per_s",
-            Self::P50Us => "p50_us",
-            Self::P99Us => "p99_us",
-            Self::RssBytesPerConnection => "rss_bytes_per_connection",
-        }
-    }
-
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::CpuUsPerRequest | Self::P50Us | Self::P99Us => "us",
-            Self::RequestsPerS => "1/s",
-            Self::RssBytesPerConnection => "B",
-        }
-    }
-
-    /// Those that a case has.
-    pub fn of(case: &Case) -> &'static [Self] {
-        match case.work {
-            Work::Exchanges(Pace::Saturated) => &[Self::CpuUsPerRequest, Self::RequestsPerS],
-            Work::Exchanges(Pace::PerSecond(_)) => &[
-                Self::CpuUsPerRequest,
-                Self::RequestsPerS,
-                Self::P50Us,
-                Self::P99Us,
-            ],
-            Work::Idle => &[Self::RssBytesPerConnection],
         }
     }
 }
@@ -191,13 +162,18 @@ mod tests {
         Outcome {
             span,
             answers: 49_000,
+            bytes: 0,
             latencies: Histogram::new(),
         }
     }
 
+    fn case(pace: Pace) -> Case {
+        crate::scenario::kept(pace, "", 128).remove(0)
+    }
+
     #[test]
     fn a_calm_round_counts_and_a_disturbed_one_does_not() {
-        let judged = |span| judge(&outcome(span), Pace::Saturated, false);
+        let judged = |span| judge(&outcome(span), &case(Pace::Saturated), false);
         assert_eq!(judged(CALM), None);
         assert_eq!(
             judged(Span {
@@ -218,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_paced_round_counts_if_the_rate_was_kept() {
-        let judged = |rate| judge(&outcome(CALM), Pace::PerSecond(rate), false);
+        let judged = |rate| judge(&outcome(CALM), &case(Pace::PerSecond(rate)), false);
         assert_eq!(judged(49_200), None);
         for rate in [60_000, 40_000] {
             assert_eq!(judged(rate), Some(Discard::RateNotKept), "{rate}");
@@ -227,7 +203,7 @@ mod tests {
 
     #[test]
     fn figures_are_those_of_the_case() {
-        let figures = figures(&outcome(CALM), Pace::Saturated);
+        let figures = figures(&outcome(CALM), &case(Pace::Saturated));
         assert_eq!(
             figures,
             [

@@ -50,13 +50,13 @@ pub struct Span {
 }
 
 impl Sample {
-    /// Reads everything; takes less than a millisecond for a proxy with few threads.
-    pub fn take(proxy: u32, cores: Cores) -> Result<Self> {
+    /// Reads everything; takes less than a millisecond for a proxy with few threads. None: the kernel does the work.
+    pub fn take(proxy: Option<u32>, cores: Cores) -> Result<Self> {
         let stat = stat()?;
-        let proxy_ns = tree(proxy)?
-            .into_iter()
-            .map(processor_ns)
-            .sum::<Result<u64>>()?;
+        let mut proxy_ns = 0;
+        for pid in proxy.map(tree).transpose()?.unwrap_or_default() {
+            proxy_ns += processor_ns(pid)?;
+        }
         Ok(Self {
             at: Instant::read(),
             proxy_ns,

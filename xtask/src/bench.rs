@@ -19,7 +19,7 @@ pub struct Arguments {
 
 /// Builds, installs, and becomes the bench.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let only_looks = ["--help", "-h", "--list"]
+    let only_looks = ["--help", "-h", "--list", "--readme", "--from"]
         .iter()
         .any(|word| arguments.words.iter().any(|other| other == word));
     setup::run()?;

@@ -25,8 +25,8 @@ pub fn expectation(plan: &Plan, body: &Arc<[u8]>) -> Expectation {
     let connection = if plan.reuse { "keep-alive" } else { "close" };
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: sluice-bench/1\r\nAccept: */*\r\n\
-         Accept-Language: en\r\nConnection: {connection}\r\n\r\n",
-        plan.exchange.path
+         Accept-Language: en\r\nConnection: {connection}\r\n{}\r\n",
+        plan.exchange.path, plan.exchange.fields
     );
     Expectation {
         request: request.into_bytes().into(),
@@ -53,7 +53,7 @@ pub async fn talk(
         };
         let mut wire = match connection.take() {
             Some(wire) => wire,
-            None => Wire::open(&plan).await?,
+            None => open_wire(&plan, &tally).await?,
         };
         wire.send(&expectation.request)
             .await
@@ -64,6 +64,14 @@ pub async fn talk(
             connection = Some(wire);
         }
     }
+}
+
+async fn open_wire(plan: &Plan, tally: &Tally) -> Result<Wire> {
+    let wire = Wire::open(plan).await?;
+    if let Some(was_resumed) = wire.was_resumed() {
+        tally.handshake(was_resumed);
+    }
+    Ok(wire)
 }
 
 /// Opens `count` connections, by `openers` clients at once, and lets each have one exchange. Those that the proxy keeps are open as

@@ -18,7 +18,7 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 
 /// Listens, and answers until the loop ends.
 pub fn serve(plan: &Plan, body: &Arc<[u8]>, tally: &Rc<Tally>) -> Result<()> {
-    let listener = listen(plan.origin).with_context(|| format!("listen on {}", plan.origin))?;
+    let listener = listener(plan)?;
     let answer: Arc<[u8]> = [head(body.len()).as_bytes(), body].concat().into();
     let line: Rc<str> = format!("GET {} HTTP/1.1\r\n", plan.exchange.path).into();
     let tally = tally.clone();
@@ -44,12 +44,22 @@ fn head(body_bytes: usize) -> String {
     )
 }
 
-fn listen(address: SocketAddr) -> Result<Listener> {
+/// Where the proxy expects the origin.
+pub fn listener(plan: &Plan) -> Result<Listener> {
+    let socket = match &plan.origin_namespace {
+        Some(namespace) => namespace.inside(|| listen(plan.origin)),
+        None => listen(plan.origin),
+    };
+    let socket = socket.with_context(|| format!("listen on {}", plan.origin))?;
+    Ok(Listener::from_fd(socket.into())?)
+}
+
+fn listen(address: SocketAddr) -> Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(Listener::from_fd(socket.into())?)
+    Ok(socket)
 }
 
 /// One connection of the proxy. That it closes one is its own affair.

@@ -24,6 +24,8 @@ pub struct Tally {
     /// While the window is open.
     window: Cell<Option<u64>>,
     latencies: RefCell<Histogram>,
+    /// Handshakes within the window, and how many of them were resumed.
+    handshakes: Cell<(u64, u64)>,
     faults: Cell<u64>,
     first_fault: RefCell<Option<String>>,
 }
@@ -37,6 +39,7 @@ impl Tally {
             requests: Cell::new(0),
             window: Cell::new(None),
             latencies: RefCell::new(Histogram::new()),
+            handshakes: Cell::new((0, 0)),
             faults: Cell::new(0),
             first_fault: RefCell::default(),
         }
@@ -67,6 +70,20 @@ impl Tally {
             let ns = u64::try_from(ns).unwrap_or(u64::MAX);
             self.latencies.borrow_mut().record(ns);
         }
+    }
+
+    /// A handshake has ended well.
+    pub fn handshake(&self, was_resumed: bool) {
+        if self.window.get().is_some() {
+            let (all, resumed) = self.handshakes.get();
+            self.handshakes
+                .set((all + 1, resumed + u64::from(was_resumed)));
+        }
+    }
+
+    /// Handshakes within the window, and how many of them were resumed.
+    pub fn handshakes(&self) -> (u64, u64) {
+        self.handshakes.get()
     }
 
     /// Something was not as it must be.
@@ -108,9 +125,7 @@ impl Tally {
 
     /// An error if anything was wrong; call it when all clients have ended.
     pub fn verdict(&self) -> Result<()> {
-        if let Some(fault) = &*self.first_fault.borrow() {
-            bail!("{} faults, the first: {fault}", self.faults.get());
-        }
+        self.expect_no_fault()?;
         ensure!(
             self.running.get() == 0,
             "{} exchanges had no end",
@@ -123,5 +138,13 @@ impl Tally {
             self.answers.get()
         );
         Ok(())
+    }
+
+    /// An error if anything was wrong so far.
+    pub fn expect_no_fault(&self) -> Result<()> {
+        match &*self.first_fault.borrow() {
+            Some(fault) => bail!("{} faults, the first: {fault}", self.faults.get()),
+            None => Ok(()),
+        }
     }
 }

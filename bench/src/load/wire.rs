@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore};
 use sluice::net::{self, Chunk, Instant, Stream};
 
 use super::{PATIENCE, Plan};
@@ -30,10 +30,13 @@ pub struct Secured {
     session: ClientConnection,
 }
 
-/// A client that trusts this authority alone and resumes nothing.
+/// Tickets that are kept for resumption: each serves once.
+const TICKETS_MAX: usize = 1024;
+
+/// A client that trusts this authority alone, and resumes sessions or none.
 ///
 /// It offers one suite and one group, so that all proxies do the same cryptography.
-pub fn trusting(authority: &Path) -> Result<Arc<ClientConfig>> {
+pub fn trusting(authority: &Path, resumes: bool) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     let certificate = CertificateDer::from_pem_file(authority)
         .with_context(|| format!("read {}", authority.display()))?;
@@ -48,7 +51,10 @@ pub fn trusting(authority: &Path) -> Result<Arc<ClientConfig>> {
         .context("make a client of TLS 1.3")?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.resumption = Resumption::disabled();
+    config.resumption = match resumes {
+        true => Resumption::in_memory_sessions(TICKETS_MAX),
+        false => Resumption::disabled(),
+    };
     Ok(config.into())
 }
 
@@ -62,12 +68,23 @@ impl Wire {
         let Some(config) = &plan.tls else {
             return Ok(Self::Clear(stream));
         };
-        let mut secured = Secured {
-            stream,
-            session: ClientConnection::new(config.clone(), ServerName::try_from(SERVER_NAME)?)?,
-        };
+        let mut session =
+            ClientConnection::new(config.clone(), ServerName::try_from(SERVER_NAME)?)?;
+        // Whoever sends waits until it is sent: nothing piles up.
+        session.set_buffer_limit(None);
+        let mut secured = Secured { stream, session };
         secured.shake_hands().await.context("shake hands")?;
         Ok(Self::Tls(Box::new(secured)))
+    }
+
+    /// Whether the handshake was a resumed one; None without TLS.
+    pub fn was_resumed(&self) -> Option<bool> {
+        match self {
+            Self::Clear(_) => None,
+            Self::Tls(secured) => {
+                Some(secured.session.handshake_kind() == Some(HandshakeKind::Resumed))
+            }
+        }
     }
 
     /// Sends all of it.

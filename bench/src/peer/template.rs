@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{LISTEN, ORIGIN, Site, connections_max};
+use super::{Site, connections_max};
 
 /// What a template is filled with.
 pub struct Values<'a> {
@@ -57,13 +57,20 @@ impl Values<'_> {
 
     /// One line without blocks.
     pub fn fill_line(&self, line: &str) -> String {
+        let (listen, origin) = (self.site.listen(), self.site.origin());
+        let certificate = match self.site.tls {
+            true => format!("{}/certs/edge.pem", self.folder.display()),
+            false => String::new(),
+        };
         line.replace("@FOLDER@", &self.folder.display().to_string())
-            .replace("@LISTEN@", LISTEN)
-            .replace("@LISTEN_HOST@", host(LISTEN))
-            .replace("@LISTEN_PORT@", port(LISTEN))
-            .replace("@ORIGIN@", ORIGIN)
-            .replace("@ORIGIN_HOST@", host(ORIGIN))
-            .replace("@ORIGIN_PORT@", port(ORIGIN))
+            .replace("@LISTEN@", &listen.to_string())
+            .replace("@LISTEN_HOST@", &listen.ip().to_string())
+            .replace("@LISTEN_PORT@", &listen.port().to_string())
+            .replace("@ORIGIN@", &origin.to_string())
+            .replace("@ORIGIN_HOST@", &origin.ip().to_string())
+            .replace("@ORIGIN_PORT@", &origin.port().to_string())
+            .replace("@ROUTES@", &self.site.routes.to_string())
+            .replace("@CERTIFICATE@", &certificate)
             .replace("@DESCRIPTORS@", &self.descriptors.to_string())
             .replace(
                 "@CONNECTIONS@",
@@ -79,22 +86,18 @@ impl Values<'_> {
         let is = |condition: bool| Ok(usize::from(condition));
         match word {
             "route" => Ok(self.site.routes),
-            "plain" => is(self.site.routes == 0),
+            "plain" => is(self.site.routes == 0 && !self.site.gateway),
             "routed" => is(self.site.routes > 0),
             "tls" => is(self.site.tls),
             "clear" => is(!self.site.tls),
+            // Neither TLS nor many routes: they have no block in common.
+            "bare" => is(!self.site.tls && self.site.routes == 0),
+            "gateway" => is(self.site.gateway),
+            "bulk" => is(self.site.bulk),
             "slowed" => is(self.is_slowed),
             _ => bail!("no block is called `{word}`"),
         }
     }
-}
-
-fn host(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host)
-}
-
-fn port(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(_, port)| port)
 }
 
 #[cfg(test)]
@@ -104,7 +107,11 @@ mod tests {
     fn fill(template: &str, tls: bool, routes: usize) -> Result<String> {
         Values {
             folder: Path::new("/run/x"),
-            site: Site { tls, routes },
+            site: Site {
+                tls,
+                routes,
+                ..Site::default()
+            },
             is_slowed: false,
             descriptors: 20_000,
         }

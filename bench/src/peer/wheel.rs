@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use rig::namespace::output;
 
+use super::downloads;
 use crate::say;
 
 /// A package that holds a program.
@@ -62,11 +63,6 @@ impl Wheel {
 
     /// `target/bench/<package>-<version>`.
     fn folder(&self) -> Result<PathBuf> {
-        let own = std::env::current_exe().context("find our own program")?;
-        let target = own
-            .ancestors()
-            .nth(2)
-            .context("our own program stands in no target folder")?;
-        Ok(target.join(format!("bench/{}-{}", self.package, self.version)))
+        Ok(downloads()?.join(format!("{}-{}", self.package, self.version)))
     }
 }

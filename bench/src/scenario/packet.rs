@@ -1,0 +1,300 @@
+//! `packet`: nanoseconds per packet of the loaded XDP program, beside programs that do nothing, in one run.
+//!
+//! Each round of BPF_PROG_TEST_RUN starts from a fresh packet: the program `fresh` restores it, makes it one of the next flow and tail-calls
+//! what is measured. The figures are raw, that included; compare them with the floor. Rows are measured five times, in turn. A case is named
+//! by what becomes of the packet, protocol and family, and the number of flows.
+
+#[expect(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "the fixture tests use more of it, and may panic"
+)]
+#[path = "../../../tests/tests/packet/loaded.rs"]
+mod loaded;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, ProgramArray};
+use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use proxy_ebpf::abi::{mode, name};
+use proxy_ebpf::measure::{FRESH_BYTES, Fresh};
+use proxy_ebpf::object;
+use proxy_ebpf::verdict::Verdict;
+use rig::packet::{ACK, Frame, SYN, TCP, UDP};
+
+use self::loaded::{INGRESS, Loaded, Value, now_ns};
+use super::Bench;
+use crate::metric::Metric;
+use crate::report::{self, Report};
+use crate::say;
+
+const REPEAT: u32 = 2_000_000;
+const RUNS: usize = 5;
+/// That stand while packets of others pass, too.
+const BANS: u32 = 10_000;
+/// All but eight of them get a port of one of eight sources.
+const FLOWS: u64 = 512 * 1024;
+const RETURN_FLOWS: u64 = 16 * 1024;
+
+/// The first port of the few sources.
+const PORT_FIRST: u16 = 20_000;
+
+/// Where the words begin that the number of the flow is added to: the source address, the ports.
+const SOURCE4: u64 = 26;
+const SOURCE6: u64 = 34;
+const PORTS4: u64 = 34;
+
+const LISTENER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(11, 0, 0, 0));
+const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1));
+
+/// One line of the table.
+struct Row {
+    case: String,
+    frame: Frame,
+    flows: u64,
+    counted_at: u64,
+    subject: Subject,
+    ns: Vec<f64>,
+}
+
+/// What a row measures.
+#[derive(Clone, Copy)]
+enum Subject {
+    /// A program of the floor object.
+    Floor(&'static str),
+    /// Ours, with maps for many flows over IPv4.
+    Many(Verdict),
+    /// Ours, with one IPv4 source, whose ports are given out in order, and one of IPv6.
+    Few(Verdict),
+}
+
+/// One packet of a scenario, measured again and again.
+pub fn measure(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
+    if !bench.has("sluice") {
+        return Ok(());
+    }
+    let sizes = |flows| {
+        [
+            (name::NAT_FLOWS, 16 * 65_535),
+            (name::FLOWS, flows),
+            (name::RINGS, 16),
+            (name::BANS, BANS * 2),
+        ]
+    };
+    let many = loaded::load_sized(&sizes(1 << 20)).context("load the kernel half: needs root")?;
+    let few = loaded::load_sized(&sizes(1 << 16)).context("load the kernel half: needs root")?;
+    let mut floor = EbpfLoader::new()
+        .load(object::FLOOR)
+        .context("load the floor")?;
+    for name in ["fresh", "pass", "tx", "drop"] {
+        xdp(&mut floor, name)?
+            .load()
+            .context("the verifier refuses it")?;
+    }
+    let mut subjects = Subjects { floor, many, few };
+    fill_many(&mut subjects.many);
+    fill_few(&mut subjects.few);
+    let mut rows = rows();
+    rows.retain(|row| bench.wants(&row.case));
+    let opening = [
+        row("", tcp(80, SYN), FLOWS, Subject::Many(Verdict::Forward)),
+        row("", udp(), RETURN_FLOWS, Subject::Few(Verdict::Forward)),
+    ];
+    for mut row in opening {
+        let repeat = row.flows as u32;
+        subjects.run(&mut row, repeat)?;
+        say::note(&format!(
+            "opened {} flows, {} ns each",
+            row.flows, row.ns[0]
+        ));
+    }
+    for _ in 0..RUNS {
+        for row in &mut rows {
+            subjects.run(row, REPEAT)?;
+        }
+    }
+    for row in rows {
+        let proxy = match row.subject {
+            Subject::Floor(_) => "floor",
+            _ => "sluice",
+        };
+        report.rows.push(report::Row::new(
+            proxy,
+            &row.case,
+            Metric::NsPerPacket,
+            row.ns,
+        ));
+    }
+    report.remarks.push(
+        "raw figures, the program that makes each packet anew included: compare with the floor"
+            .into(),
+    );
+    report
+        .remarks
+        .push("no rows of `ipip`, `gue`, `direct` and prefixes: not built yet".into());
+    Ok(())
+}
+
+fn rows() -> Vec<Row> {
+    use Subject::{Few, Floor, Many};
+    let (serve, forward) = (Many(Verdict::Serve), Many(Verdict::Forward));
+    let (not_ours, back) = (Few(Verdict::NotOurs), Few(Verdict::Return));
+    let elsewhere = |port| Frame::tcp((CLIENT, 40_000), (IpAddr::from([192, 0, 2, 9]), port), ACK);
+    let banned = Frame::tcp((IpAddr::from([203, 0, 7, 7]), 40_000), (LISTENER, 443), SYN);
+    let tcp6 = Frame::tcp((v6(0x2001, 9), 40_000), (v6(0x2001, 1), 80), SYN);
+    let reply = Frame::udp((ENDPOINT, 8080), (IpAddr::from([10, 0, 0, 1]), PORT_FIRST));
+    vec![
+        row("floor/pass", tcp(80, ACK), 1, Floor("pass")),
+        row("floor/tx", tcp(80, ACK), 1, Floor("tx")),
+        row("floor/drop", tcp(80, ACK), 1, Floor("drop")),
+        row("not-ours/1", tcp(22, ACK), 1, not_ours),
+        row("not-ours-address/1", elsewhere(80), 1, not_ours),
+        row("not-ours-nat-port/1", elsewhere(PORT_FIRST), 1, not_ours),
+        row("serve-tcp4/1", tcp(443, ACK), 1, serve),
+        row("serve-tcp4/524288", tcp(443, ACK), FLOWS, serve),
+        row("banned/10000", banned, 1, Many(Verdict::Banned)),
+        row("nat-tcp4/1", tcp(80, ACK), 1, forward),
+        row("nat-tcp4/524288", tcp(80, ACK), FLOWS, forward),
+        row("nat-udp4/1", udp(), 1, Few(Verdict::Forward)),
+        row("nat-tcp6/1", tcp6, 1, Few(Verdict::Forward)),
+        row("return-udp4/1", reply.clone(), 1, back),
+        row("return-udp4/16384", reply, RETURN_FLOWS, back),
+    ]
+}
+
+fn tcp(port: u16, flags: u8) -> Frame {
+    Frame::tcp((CLIENT, 40_000), (LISTENER, port), flags)
+}
+
+fn udp() -> Frame {
+    Frame::udp((CLIENT, 40_000), (LISTENER, 80))
+}
+
+fn v6(first: u16, last: u16) -> IpAddr {
+    IpAddr::from([first, 0, 0, 0, 0, 0, 0, last])
+}
+
+fn row(case: &str, frame: Frame, flows: u64, subject: Subject) -> Row {
+    let counted_at = match subject {
+        Subject::Few(Verdict::Return) => PORTS4,
+        _ if frame.source.is_ipv6() => SOURCE6,
+        _ => SOURCE4,
+    };
+    // At least as long as what `fresh` restores.
+    let frame = frame.with(|frame| frame.payload = vec![0x61; 60]);
+    Row {
+        case: case.to_owned(),
+        frame,
+        flows,
+        counted_at,
+        subject,
+        ns: vec![],
+    }
+}
+
+fn fill_many(loaded: &mut Loaded) {
+    let sources: Vec<IpAddr> = (1..=8).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+    loaded.nat(&sources, 1, 65_535);
+    let endpoints = [1, 2, 3].map(|id| (id, (IpAddr::from([10, 0, 1, id as u8]), 8080)));
+    for (id, at) in endpoints {
+        loaded.endpoint(id, at, INGRESS);
+    }
+    loaded.upstream(1, &endpoints);
+    loaded.listener((LISTENER, 80), TCP, mode::NAT, 1);
+    loaded.listener((LISTENER, 443), TCP, mode::SERVE, 0);
+    for number in 0..BANS {
+        let source = IpAddr::from((0xcb00_0000 + number).to_be_bytes());
+        loaded.ban(source, now_ns() + (1 << 50), 1);
+    }
+}
+
+fn fill_few(loaded: &mut Loaded) {
+    let sources = [IpAddr::from([10, 0, 0, 1]), v6(0xfd00, 1)];
+    loaded.nat(&sources, PORT_FIRST, 32_768);
+    for (id, address, listener, protocol) in [
+        (1, ENDPOINT, LISTENER, UDP),
+        (2, v6(0xfd00, 11), v6(0x2001, 1), TCP),
+    ] {
+        loaded.endpoint(id, (address, 8080), INGRESS);
+        loaded.upstream(u32::from(id), &[(id, (address, 8080))]);
+        loaded.listener((listener, 80), protocol, mode::NAT, u32::from(id));
+    }
+}
+
+/// What rows measure.
+struct Subjects {
+    floor: Ebpf,
+    many: Loaded,
+    few: Loaded,
+}
+
+impl Subjects {
+    /// Runs a row's program so often, and checks that ours gave every packet the verdict that the row is about.
+    fn run(&mut self, row: &mut Row, repeat: u32) -> Result<()> {
+        let frame = row.frame.bytes();
+        let mut template = [0; FRESH_BYTES];
+        template.copy_from_slice(&frame[..FRESH_BYTES]);
+        let fresh = Fresh {
+            template,
+            zero: [0; 2],
+            round: 0,
+            mask: row.flows - 1,
+            counted_at: row.counted_at,
+        };
+        let map = self
+            .floor
+            .map_mut("template")
+            .context("the map of `fresh`")?;
+        let mut map: Array<_, Value<Fresh>> = Array::try_from(map)?;
+        map.set(0, Value(fresh), 0)?;
+        let measured = match row.subject {
+            Subject::Floor(name) => xdp(&mut self.floor, name)?.fd()?.try_clone()?,
+            Subject::Many(_) => self.many.ingress().fd()?.try_clone()?,
+            Subject::Few(_) => self.few.ingress().fd()?.try_clone()?,
+        };
+        let map = self
+            .floor
+            .map_mut("measured")
+            .context("the map of programs")?;
+        ProgramArray::try_from(map)?.set(0, &measured, 0)?;
+
+        let before = self.verdicts(row.subject);
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = xdp(&mut self.floor, "fresh")?
+            .test_run(options)
+            .context("the test run")?;
+        row.ns.push(result.duration.as_nanos() as f64);
+        if let Subject::Floor(_) = row.subject {
+            return Ok(());
+        }
+        let missed = u64::from(repeat) - (self.verdicts(row.subject) - before);
+        // There are eight flows more than ports.
+        ensure!(
+            missed <= u64::from(repeat) / 50_000,
+            "{}: {missed} packets had another verdict",
+            row.case
+        );
+        Ok(())
+    }
+
+    /// How often the verdict of a row was given.
+    fn verdicts(&mut self, subject: Subject) -> u64 {
+        match subject {
+            Subject::Floor(_) => 0,
+            Subject::Many(verdict) => self.many.verdicts()[verdict as usize],
+            Subject::Few(verdict) => self.few.verdicts()[verdict as usize],
+        }
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).context("a program of that name")?;
+    Ok(program.try_into()?)
+}
