@@ -19,7 +19,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use proxy_ebpf::abi::{mode, name};
+use bytemuck::Zeroable;
+use proxy_ebpf::abi::{Tunnel, mode, name};
 use proxy_ebpf::measure::{FRESH_BYTES, Fresh};
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
@@ -174,6 +175,39 @@ fn rows() -> Vec<Row> {
             1,
             Few(Verdict::Forward),
         ),
+        row("direct TCP over IPv4, 1 flow", tcp(81, ACK), 1, forward),
+        row("ipip TCP over IPv4, 1 flow", tcp(82, ACK), 1, forward),
+        row(
+            "ipip TCP over IPv4, 4096 flows",
+            tcp(82, ACK),
+            4096,
+            forward,
+        ),
+        row(
+            "ipip TCP over IPv4, 512 Ki flows",
+            tcp(82, ACK),
+            FLOWS,
+            forward,
+        ),
+        row(
+            "ipip TCP over IPv4, a new flow, clean slot",
+            tcp(82, SYN),
+            1,
+            forward,
+        ),
+        row("gue TCP over IPv4, 1 flow", tcp(83, ACK), 1, forward),
+        row(
+            "gue TCP over IPv4, 512 Ki flows",
+            tcp(83, ACK),
+            FLOWS,
+            forward,
+        ),
+        row(
+            "forward TCP over IPv4, 4096 flows",
+            tcp(80, ACK),
+            4096,
+            forward,
+        ),
         row("return UDP over IPv4, 1 flow", reply.clone(), 1, back),
         row(
             "return UDP over IPv4, 16 Ki flows",
@@ -223,6 +257,13 @@ fn fill_many(loaded: &mut Loaded) {
     }
     loaded.upstream(1, &endpoints);
     loaded.listener((LISTENER, 80), TCP, mode::NAT, 1);
+    for (port, via) in [(81, mode::DIRECT), (82, mode::IPIP), (83, mode::GUE)] {
+        loaded.listener((LISTENER, port), TCP, via, 1);
+    }
+    let mut tunnel = Tunnel::zeroed();
+    tunnel.source4 = loaded::address(IpAddr::from([172, 16, 0, 1]));
+    tunnel.gue_port = [0x17, 0xc0];
+    loaded.tunnel(tunnel);
     loaded.listener((LISTENER, 443), TCP, mode::SERVE, 0);
     for last in 0..100 {
         let source = IpAddr::from([203, 0, 113, last]);
@@ -254,6 +295,7 @@ fn run(floor: &mut Ebpf, many: &mut Loaded, few: &mut Loaded, row: &mut Row, rep
         round: 0,
         mask: row.flows - 1,
         counted_at: row.counted_at,
+        bytes: frame.len() as u64,
     };
     let map = floor.map_mut("template").expect("the map of `fresh`");
     let mut map: Array<_, Value<Fresh>> = Array::try_from(map).expect("an array");
