@@ -18,7 +18,8 @@ pub struct Fresh {
     pub mask: u64,
     /// Where the word stands (32 bits, network order, a multiple of 2 from the start) that the flow's number is added to.
     pub counted_at: u64,
-    /// How long the packet is: what the measured program has put in front of it is taken off again.
+    /// How long the packet is, where the measured program puts something in front of it, which is taken off again; else 0:
+    /// to ask for the length costs some nanoseconds.
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Fresh>() == 112);

@@ -305,6 +305,7 @@ impl Flood {
             round: 0,
             mask: flows - 1,
             counted_at: SOURCE_AT,
+            bytes: 0,
         };
         let map = self
             .programs

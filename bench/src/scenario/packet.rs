@@ -18,7 +18,8 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use proxy_ebpf::abi::{mode, name};
+use bytemuck::Zeroable;
+use proxy_ebpf::abi::{Tunnel, mode, name};
 use proxy_ebpf::measure::{FRESH_BYTES, Fresh};
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
@@ -54,6 +55,8 @@ const ENDPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1));
 struct Row {
     case: String,
     frame: Frame,
+    /// The program puts something in front of it.
+    grows: bool,
     flows: u64,
     counted_at: u64,
     subject: Subject,
@@ -132,9 +135,9 @@ pub fn measure(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
         "raw figures, the program that makes each packet anew included: compare with the floor"
             .into(),
     );
-    report
-        .remarks
-        .push("no rows of `ipip`, `gue`, `direct` and prefixes: not built yet".into());
+    report.remarks.push(
+        "what is encapsulated, and its floor, has to be cut to its length again each round".into(),
+    );
     Ok(())
 }
 
@@ -158,6 +161,15 @@ fn rows() -> Vec<Row> {
         row("banned/10000", banned, 1, Many(Verdict::Banned)),
         row("nat-tcp4/1", tcp(80, ACK), 1, forward),
         row("nat-tcp4/524288", tcp(80, ACK), FLOWS, forward),
+        row("nat-tcp4/4096", tcp(80, ACK), 4096, forward),
+        row("direct-tcp4/1", tcp(81, ACK), 1, forward),
+        grown("floor/tx-cut", tcp(82, ACK), 1, Floor("tx")),
+        grown("ipip-tcp4/1", tcp(82, ACK), 1, forward),
+        grown("ipip-tcp4/4096", tcp(82, ACK), 4096, forward),
+        grown("ipip-tcp4/524288", tcp(82, ACK), FLOWS, forward),
+        grown("syn-new/524288", tcp(82, SYN), FLOWS, forward),
+        grown("gue-tcp4/1", tcp(83, ACK), 1, forward),
+        grown("gue-tcp4/524288", tcp(83, ACK), FLOWS, forward),
         row("nat-udp4/1", udp(), 1, Few(Verdict::Forward)),
         row("nat-tcp6/1", tcp6, 1, Few(Verdict::Forward)),
         row("return-udp4/1", reply.clone(), 1, back),
@@ -188,10 +200,19 @@ fn row(case: &str, frame: Frame, flows: u64, subject: Subject) -> Row {
     Row {
         case: case.to_owned(),
         frame,
+        grows: false,
         flows,
         counted_at,
         subject,
         ns: vec![],
+    }
+}
+
+/// A row whose packet the program encapsulates.
+fn grown(case: &str, frame: Frame, flows: u64, subject: Subject) -> Row {
+    Row {
+        grows: true,
+        ..row(case, frame, flows, subject)
     }
 }
 
@@ -204,6 +225,13 @@ fn fill_many(loaded: &mut Loaded) {
     }
     loaded.upstream(1, &endpoints);
     loaded.listener((LISTENER, 80), TCP, mode::NAT, 1);
+    for (port, via) in [(81, mode::DIRECT), (82, mode::IPIP), (83, mode::GUE)] {
+        loaded.listener((LISTENER, port), TCP, via, 1);
+    }
+    let mut tunnel = Tunnel::zeroed();
+    tunnel.source4 = loaded::address(IpAddr::from([172, 16, 0, 1]));
+    tunnel.gue_port = [0x17, 0xc0];
+    loaded.tunnel(tunnel);
     loaded.listener((LISTENER, 443), TCP, mode::SERVE, 0);
     for number in 0..BANS {
         let source = IpAddr::from((0xcb00_0000 + number).to_be_bytes());
@@ -243,6 +271,7 @@ impl Subjects {
             round: 0,
             mask: row.flows - 1,
             counted_at: row.counted_at,
+            bytes: if row.grows { frame.len() as u64 } else { 0 },
         };
         let map = self
             .floor

@@ -50,9 +50,11 @@ mod entry {
         };
         // SAFETY: the map's value outlives the run, and the context is this program's own.
         unsafe {
-            let grown = bpf_xdp_get_buff_len(ctx.ctx).wrapping_sub((*fresh).bytes);
-            if grown != 0 && bpf_xdp_adjust_head(ctx.ctx, grown as i32) != 0 {
-                return XDP_ABORTED;
+            if (*fresh).bytes != 0 {
+                let grown = bpf_xdp_get_buff_len(ctx.ctx).wrapping_sub((*fresh).bytes);
+                if grown != 0 && bpf_xdp_adjust_head(ctx.ctx, grown as i32) != 0 {
+                    return XDP_ABORTED;
+                }
             }
         }
         let start = ctx.data();
