@@ -3,10 +3,14 @@
 //! Addresses are 16 bytes, IPv4 as v4-mapped IPv6 (RFC 4291 section 2.5.5.2), so that one code path
 //! serves both families. Only the listener look-up has a map per family: its key of 8 bytes saves 9 ns per packet.
 
+mod ring;
+
 use bytemuck::{Pod, Zeroable};
 
+pub use ring::{RING_PAGE_SLOTS, RingPage, Slot, StampPage, stamp};
+
 /// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
 pub mod name {
@@ -22,6 +26,16 @@ pub mod name {
     pub const UPSTREAMS: &str = "upstreams";
     /// Array of `RingPage`, mmapable: the Maglev rings, a run of pages each.
     pub const RINGS: &str = "rings";
+    /// Array of `StampPage`, mmapable, page by page as in `RINGS`: when a slot's earlier owner was last needed.
+    pub const STAMPS: &str = "stamps";
+    /// LRU hash of `FlowKey` to u64: the endpoint id of a flow that began in a slot whose earlier owner still has flows.
+    pub const MOVED: &str = "moved";
+    /// Per-CPU array\[1\] of `Inserts`: how many entries `MOVED` got lately.
+    pub const INSERTS: &str = "inserts";
+    /// LRU hash of `FragmentKey` to `FragmentPorts`.
+    pub const FRAGMENTS: &str = "fragments";
+    /// Array\[1\] of `Tunnel`, mmapable: what encapsulations have in common.
+    pub const TUNNEL: &str = "tunnel";
     /// Array of `Endpoint`, by endpoint id.
     pub const ENDPOINTS: &str = "endpoints";
     /// Array\[1\] of `HashKeys`, mmapable: made once, at random, and kept as long as the pins.
@@ -50,14 +64,23 @@ pub mod name {
     pub const STEER: &str = "steer";
     /// Reuseport socket array: index = `STEER` value + CPU.
     pub const SOCKETS: &str = "sockets";
+    /// Per-CPU array\[1\]: the packet that the program `RARE` is at; of no use to anybody else.
+    pub const DESK: &str = "desk";
+    /// Program array: index 0 is the program `RARE`.
+    pub const PROGRAMS: &str = "programs";
     /// Every map.
-    pub const MAPS: [&str; 20] = [
+    pub const MAPS: [&str; 27] = [
         ABI,
         PORTS,
         LISTENERS4,
         LISTENERS6,
         UPSTREAMS,
         RINGS,
+        STAMPS,
+        MOVED,
+        INSERTS,
+        FRAGMENTS,
+        TUNNEL,
         ENDPOINTS,
         HASH_KEYS,
         NAT,
@@ -72,9 +95,13 @@ pub mod name {
         CELLS,
         STEER,
         SOCKETS,
+        PROGRAMS,
+        DESK,
     ];
     /// XDP program: a packet's whole way.
     pub const INGRESS: &str = "ingress";
+    /// XDP program: the same way of packets that the first one leaves to it.
+    pub const RARE: &str = "rare";
     /// sk_reuseport program: the worker on the CPU that took the packet.
     pub const SELECT: &str = "select";
 }
@@ -87,8 +114,12 @@ pub mod size {
     pub const UPSTREAMS: u32 = 4096;
     /// Endpoints; ids are u16 in a ring slot; id 0 is never used.
     pub const ENDPOINTS: u32 = 65_536;
-    /// Pages of `RING_PAGE_SLOTS` slots: 16 KiB each.
+    /// Pages of `RING_PAGE_SLOTS` slots: 32 KiB each, and 16 KiB of stamps.
     pub const RING_PAGES: u32 = 1024;
+    /// Flows remembered that began in a slot whose earlier owner still had flows.
+    pub const MOVED: u32 = 131_072;
+    /// Fragmented datagrams on their way at a time.
+    pub const FRAGMENTS: u32 = 16_384;
     /// NAT ports of all sources and both protocols together = flows at a time.
     pub const NAT_FLOWS: u32 = 524_288;
     /// Banned sources.
@@ -170,6 +201,10 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// ICMP, whose errors belong to flows.
+    pub const ICMP: u8 = 1;
+    /// The same for IPv6.
+    pub const ICMPV6: u8 = 58;
 }
 
 /// Which ports can be ours: bit `port % 64` of word `port / 64`, port in host order.
@@ -183,7 +218,7 @@ pub struct Ports {
 }
 const _: () = assert!(size_of::<Ports>() == 16_384);
 
-/// Key of an IPv4 listener. Port and protocol 0 with a NAT source address: its way back.
+/// Key of an IPv4 listener. Port and protocol 0: an address of ours as such, whatever comes to it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ListenerKey4 {
@@ -213,6 +248,25 @@ pub mod mode {
     pub const NAT: u32 = 2;
     /// Not a listener: a NAT source address; `target` is its index in `Nat::sources`.
     pub const NAT_RETURN: u32 = 3;
+    /// Not a listener: the address of one, by which packets without ports are judged.
+    pub const ADDRESS: u32 = 4;
+    /// Send on to an endpoint of the upstream `target` as it is, to the endpoint's MAC. The endpoint has the
+    /// listener's address, and answers the client directly.
+    pub const DIRECT: u32 = 5;
+    /// The same inside another IP packet, to the endpoint's address.
+    pub const IPIP: u32 = 6;
+    /// The same inside UDP, by generic UDP encapsulation.
+    pub const GUE: u32 = 7;
+}
+
+/// Bits of `Listener::options`.
+pub mod option {
+    /// Fragments go to Linux. Without this bit and the next, later fragments follow the first one.
+    pub const FRAGMENTS_PASS: u32 = 1;
+    /// Fragments are dropped. With `mode::ADDRESS`: those whose first fragment is not known.
+    pub const FRAGMENTS_DROP: u32 = 2;
+    /// UDP flows follow their slot to its new owner at once; without it those of unknown age stay.
+    pub const UDP_MOVE: u32 = 4;
 }
 
 /// A listener as the kernel half sees it.
@@ -223,9 +277,10 @@ pub struct Listener {
     pub id: u32,
     /// One of `mode`.
     pub mode: u32,
-    /// Upstream id for `mode::NAT`, source index for `mode::NAT_RETURN`.
+    /// Upstream id where it forwards, source index for `mode::NAT_RETURN`.
     pub target: u32,
-    pub zero: u32,
+    /// Bits of `option`.
+    pub options: u32,
 }
 const _: () = assert!(size_of::<Listener>() == 16);
 
@@ -240,17 +295,59 @@ pub struct Upstream {
 }
 const _: () = assert!(size_of::<Upstream>() == 8);
 
-/// Slots in one page of a ring.
-pub const RING_PAGE_SLOTS: usize = 8192;
-
-/// A page of a ring: endpoint ids, 0 = no endpoint. Pages and not one map per ring, so that a daemon
-/// without capabilities can lay out a new ring by itself: it may write a map, but never create one.
+/// How many entries `MOVED` got on one CPU within the present `window`: a flood of new flows must not flush those that live.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub struct RingPage {
-    pub slots: [u16; RING_PAGE_SLOTS],
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Inserts {
+    /// The stamp of the present second.
+    pub window: u32,
+    pub count: u32,
 }
-const _: () = assert!(size_of::<RingPage>() == 16_384);
+const _: () = assert!(size_of::<Inserts>() == 8);
+
+/// Entries that `MOVED` gets per CPU and second at most.
+pub const INSERTS_PER_SECOND: u32 = 2000;
+
+/// What encapsulations have in common.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Tunnel {
+    /// Outer source addresses of each family; all zero = none, and such endpoints are not reached.
+    pub source4: Address,
+    pub source6: Address,
+    /// Bits of the sources' last 32 that differ from flow to flow, network order: routers that
+    /// spread flows by addresses alone then see many sources. Never with GUE, whose port does that.
+    pub entropy4: u32,
+    pub entropy6: u32,
+    /// Destination port of GUE, network order.
+    pub gue_port: [u8; 2],
+    pub zero: [u8; 6],
+}
+const _: () = assert!(size_of::<Tunnel>() == 48);
+
+/// Which datagram a fragment belongs to (RFC 791, RFC 8200 section 4.5).
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    pub source: Address,
+    pub destination: Address,
+    pub id: u32,
+    pub protocol: u8,
+    pub zero: [u8; 3],
+}
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+
+/// What the first fragment of a datagram says about the later ones.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FragmentPorts {
+    pub source_port: [u8; 2],
+    pub destination_port: [u8; 2],
+    /// `stamp` of when it came.
+    pub seen: u16,
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<FragmentPorts>() == 8);
 
 /// An endpoint as the kernel half sees it.
 #[repr(C, align(8))]
@@ -262,10 +359,14 @@ pub struct Endpoint {
     pub mac: [u8; 6],
     /// Source MAC: that of the interface `ifindex`.
     pub source_mac: [u8; 6],
-    pub zero: [u8; 2],
+    /// The VLAN it is reached in (network order); 0 = untagged.
+    pub vlan: [u8; 2],
     /// The interface it is reached through; 0 while the neighbour is not resolved.
     pub ifindex: u32,
-    pub zero2: u32,
+    /// Longest IP packet that may leave for it encapsulated, outer headers included; 0 = not known.
+    pub mtu_bytes: u16,
+    /// The same for packets that leave as long as they came; 0 where none can come that is too long.
+    pub plain_mtu_bytes: u16,
 }
 const _: () = assert!(size_of::<Endpoint>() == 40);
 
@@ -366,8 +467,10 @@ pub struct NatFlow {
     pub seen_ns: u64,
     /// The kernel's jiffies when `seen_ns` was written: reading them is free, the clock costs 15 ns.
     pub seen_jiffies: u64,
+    /// VLAN tags of the client's packets, as they stand there: outermost first, zero where there is none.
+    pub client_tags: u64,
 }
-const _: () = assert!(size_of::<NatFlow>() == 80);
+const _: () = assert!(size_of::<NatFlow>() == 88);
 
 /// What a NAT flow has seen.
 pub mod flow_state {

@@ -32,6 +32,46 @@ impl Delta {
         Self(sum)
     }
 
+    /// Both changes.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// A 16-bit word of a header that is made anew, for `complete`.
+    #[inline(always)]
+    pub const fn add(self, word: [u8; 2]) -> Self {
+        Self(self.0 + u16::from_ne_bytes(word) as u64)
+    }
+
+    /// 32 bits of one.
+    #[inline(always)]
+    pub const fn add_word(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// The four bytes of an IPv4 address.
+    #[inline(always)]
+    pub const fn add_v4(self, address: &Address) -> Self {
+        self.add_word(address.as_v4_word())
+    }
+
+    /// All sixteen of an IPv6 address.
+    #[inline(always)]
+    pub const fn add_whole(self, address: &Address) -> Self {
+        let words: [u32; 4] = bytemuck::must_cast(*address);
+        self.add_word(words[0])
+            .add_word(words[1])
+            .add_word(words[2])
+            .add_word(words[3])
+    }
+
+    /// The checksum of a header that was added up in full (RFC 1071), with zero where the checksum stands.
+    #[inline(always)]
+    pub const fn complete(self) -> [u8; 2] {
+        (!fold(self.0)).to_ne_bytes()
+    }
+
     /// The checksum after the change, as it stands in the header.
     #[inline(always)]
     pub const fn apply(self, checksum: [u8; 2]) -> [u8; 2] {

@@ -6,9 +6,10 @@
 
 use crate::abi::{Address, FlowKey, HashKeys, RING_PAGE_SLOTS};
 
-/// Sizes that a ring can have. Each is prime, as the permutations demand, and each but the first is the
-/// largest prime that fits its pages. They are few and far apart because a change of the size moves nearly every slot.
-const SIZES: [u32; 5] = [4099, 8191, 16_381, 32_749, 65_521];
+/// Sizes that a ring can have: powers of two, where any odd step is a permutation, and not primes as in the paper. The
+/// flows of one slot then are those of two neighbouring slots in a ring of twice the size, so that a ring
+/// grows without losing whose flows were whose.
+const SIZES: [u32; 5] = [4096, 8192, 16_384, 32_768, 65_536];
 
 /// Slots that each endpoint should have at least, so that shares are even within a few per cent.
 const SLOTS_PER_ENDPOINT: usize = 100;
@@ -52,12 +53,12 @@ impl Member {
             hash = mix(hash ^ word);
         }
         self.position = (hash % slots as u64) as u32;
-        self.skip = (mix(hash) % (slots as u64 - 1)) as u32 + 1;
+        self.skip = (mix(hash) % slots as u64) as u32 | 1;
         self.credit = 0;
     }
 }
 
-/// How many slots a ring of so many endpoints has: a prime, at least 100 each up to 655 endpoints.
+/// How many slots a ring of so many endpoints has: at least 100 each up to 655 endpoints.
 /// The ring takes `slots.div_ceil(RING_PAGE_SLOTS)` pages, a run of them.
 pub const fn ring_slots(endpoints: usize) -> u32 {
     let mut index = 0;
@@ -129,11 +130,17 @@ const fn mix(value: u64) -> u64 {
 }
 
 /// The slot of a flow in a ring of so many slots (0 gives 0).
+#[inline(always)]
+pub const fn slot(hash: u32, slots: u32) -> u32 {
+    ((hash as u64 * slots as u64) >> 32) as u32
+}
+
+/// The hash of a flow.
 ///
 /// Pair-multiply-shift with random keys (Thorup, "High Speed Hashing for Integers and Strings", 2015):
 /// strongly universal, so nobody who does not know the keys can aim at one endpoint.
 #[inline(always)]
-pub fn slot(keys: &HashKeys, flow: &FlowKey, slots: u32) -> u32 {
+pub fn hash(keys: &HashKeys, flow: &FlowKey) -> u32 {
     let k = &keys.keys;
     let words: [u32; 10] = bytemuck::must_cast(*flow);
     let mut sum = k[10];
@@ -142,8 +149,7 @@ pub fn slot(keys: &HashKeys, flow: &FlowKey, slots: u32) -> u32 {
     sum = sum.wrapping_add(pair(k[4], words[4], k[5], words[5]));
     sum = sum.wrapping_add(pair(k[6], words[6], k[7], words[7]));
     sum = sum.wrapping_add(pair(k[8], words[8], k[9], words[9]));
-    let hash = sum >> 32;
-    ((hash * slots as u64) >> 32) as u32
+    (sum >> 32) as u32
 }
 
 #[inline(always)]
@@ -177,21 +183,15 @@ mod tests {
         ring.iter().filter(|slot| **slot == id).count() as f64 / ring.len() as f64
     }
 
-    fn is_prime(number: u32) -> bool {
-        (2..number)
-            .take_while(|d| d * d <= number)
-            .all(|d| !number.is_multiple_of(d))
-    }
-
     #[test]
-    fn each_size_is_prime_and_holds_a_hundred_slots_per_endpoint() {
+    fn each_size_is_a_power_of_two_and_holds_a_hundred_slots_per_endpoint() {
         for endpoints in 0..=655 {
             let slots = ring_slots(endpoints);
-            assert!(is_prime(slots), "{slots}");
+            assert!(slots.is_power_of_two(), "{slots}");
             assert!(slots as usize >= endpoints * SLOTS_PER_ENDPOINT);
         }
-        assert_eq!(ring_slots(1), 4099);
-        assert_eq!(ring_slots(usize::MAX), 65_521);
+        assert_eq!(ring_slots(1), 4096);
+        assert_eq!(ring_slots(usize::MAX), 65_536);
         assert_eq!(SIZES.map(ring_pages), [1, 1, 2, 4, 8]);
     }
 
@@ -221,10 +221,10 @@ mod tests {
     #[test]
     fn a_removed_endpoint_moves_hardly_any_slot_of_the_others() {
         let all = members(&[1; 10]);
-        let before = ring(all.clone(), 4099);
+        let before = ring(all.clone(), 4096);
         let after = ring(
             all.into_iter().filter(|member| member.id != 4).collect(),
-            4099,
+            4096,
         );
         let moved = before
             .iter()
@@ -232,7 +232,7 @@ mod tests {
             .filter(|(old, new)| **old != 4 && old != new)
             .count();
         // The paper's figure 12 shows a few per cent of such changes at this size.
-        assert!(moved * 100 < 4099 * 8, "{moved} of 4099 moved");
+        assert!(moved * 100 < 4096 * 8, "{moved} of 4096 moved");
         assert!(!after.contains(&4) && !after.contains(&0));
     }
 
@@ -240,24 +240,34 @@ mod tests {
     fn the_order_in_which_members_are_given_does_not_matter() {
         let forward = members(&[3, 1, 4, 1, 5, 9, 2, 6]);
         let backward = forward.iter().rev().copied().collect();
-        assert_eq!(ring(forward, 4099), ring(backward, 4099));
+        assert_eq!(ring(forward, 4096), ring(backward, 4096));
     }
 
     #[test]
     fn the_ring_is_the_same_on_every_node_and_in_every_release() {
-        let ring = ring(members(&[1, 1, 1]), 4099);
+        let ring = ring(members(&[1, 1, 1]), 4096);
         let mut digest = 0u64;
         for slot in &ring {
             digest = mix(digest ^ *slot as u64);
         }
         // A change of this number sends flows of a fleet in the middle of an upgrade to other endpoints.
-        assert_eq!(digest, 15_843_606_327_570_403_284);
+        assert_eq!(digest, 14_290_708_115_680_850_718);
     }
 
     #[test]
     fn without_an_endpoint_no_slot_has_an_owner() {
-        assert!(ring(vec![], 4099).iter().all(|slot| *slot == 0));
-        assert!(ring(members(&[0, 0]), 4099).iter().all(|slot| *slot == 0));
+        assert!(ring(vec![], 4096).iter().all(|slot| *slot == 0));
+        assert!(ring(members(&[0, 0]), 4096).iter().all(|slot| *slot == 0));
+    }
+
+    #[test]
+    fn the_flows_of_a_slot_stay_together_when_the_ring_doubles() {
+        let mut number = 1;
+        for _ in 0..10_000 {
+            number = mix(number);
+            let hash = number as u32;
+            assert_eq!(slot(hash, 8192) / 2, slot(hash, 4096));
+        }
     }
 
     #[test]
@@ -273,11 +283,11 @@ mod tests {
         for port in 0..64_000u32 {
             flow.client = Address::v4([10, 0, 0, (port / 1000) as u8]);
             flow.client_port = ((port % 1000) as u16 + 30_000).to_be_bytes();
-            counts[slot(&keys, &flow, 16) as usize] += 1;
+            counts[slot(hash(&keys, &flow), 16) as usize] += 1;
         }
         for count in counts {
             assert!((3700..4300).contains(&count), "{counts:?}");
         }
-        assert_eq!(slot(&keys, &flow, 0), 0);
+        assert_eq!(slot(hash(&keys, &flow), 0), 0);
     }
 }

@@ -18,5 +18,7 @@ pub struct Fresh {
     pub mask: u64,
     /// Where the word stands (32 bits, network order, a multiple of 2 from the start) that the flow's number is added to.
     pub counted_at: u64,
+    /// How long the packet is: what the measured program has put in front of it is taken off again.
+    pub bytes: u64,
 }
-const _: () = assert!(size_of::<Fresh>() == 104);
+const _: () = assert!(size_of::<Fresh>() == 112);

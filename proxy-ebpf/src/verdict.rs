@@ -16,7 +16,7 @@ pub enum Verdict {
     Banned = 4,
     /// Headers cut short, or lengths that contradict each other: to Linux, which decides.
     Malformed = 5,
-    /// A fragment or an extension header that the forward path does not read: to Linux.
+    /// A fragment whose first one is not known or not to be followed, or headers that are not read: to Linux.
     Unsupported = 6,
     /// The listener's upstream has no endpoint in its ring: to Linux.
     NoEndpoint = 7,
@@ -30,6 +30,10 @@ pub enum Verdict {
     HopLimit = 11,
     /// A fault of our own: a map entry contradicts another, or an endpoint is not of its listener's family. To Linux.
     Inconsistent = 12,
+    /// Too long for the way to its endpoint: the sender is told (ICMP), and that answer is sent instead of it.
+    TooBig = 13,
+    /// A fragment, and its listener's rule refuses them: dropped, because the operator asked for it.
+    FragmentRefused = 14,
 }
 
 /// What the driver is told to do with the packet.
@@ -45,7 +49,7 @@ pub enum Disposition {
 
 impl Verdict {
     /// How many verdicts there are: the length of the counter array.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 15;
 
     /// All of them, in the order of their counters.
     pub const ALL: [Self; Self::COUNT] = [
@@ -62,6 +66,8 @@ impl Verdict {
         Self::NoFlow,
         Self::HopLimit,
         Self::Inconsistent,
+        Self::TooBig,
+        Self::FragmentRefused,
     ];
 
     /// The name in metrics, `--json` and logs.
@@ -80,14 +86,17 @@ impl Verdict {
             Self::NoFlow => "no_flow",
             Self::HopLimit => "hop_limit",
             Self::Inconsistent => "inconsistent",
+            Self::TooBig => "too_big",
+            Self::FragmentRefused => "fragment_refused",
         }
     }
 
-    /// What becomes of a packet with this verdict. Only a ban drops (law 1: the kernel half never fails closed).
+    /// What becomes of a packet with this verdict. Only what an operator asked to refuse is dropped
+    /// (law 1: the kernel half never fails closed).
     pub const fn disposition(self) -> Disposition {
         match self {
-            Self::Forward | Self::Return => Disposition::Send,
-            Self::Banned => Disposition::Drop,
+            Self::Forward | Self::Return | Self::TooBig => Disposition::Send,
+            Self::Banned | Self::FragmentRefused => Disposition::Drop,
             _ => Disposition::Pass,
         }
     }
@@ -105,10 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ban_drops() {
+    fn only_what_an_operator_refuses_is_dropped() {
         for verdict in Verdict::ALL {
             let drops = verdict.disposition() == Disposition::Drop;
-            assert_eq!(drops, verdict == Verdict::Banned, "{}", verdict.name());
+            let refused = matches!(verdict, Verdict::Banned | Verdict::FragmentRefused);
+            assert_eq!(drops, refused, "{}", verdict.name());
         }
     }
 }

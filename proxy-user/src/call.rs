@@ -236,10 +236,9 @@ pub async fn answer(
     limits: &Limits,
     timeout: Duration,
 ) -> Result<(), AnswerError> {
-    const NEVER: Instant = Instant::from_ns(u64::MAX);
     let mut parse = |bytes: &[u8]| response.parse(bytes, method, limits);
     if !upload.is_done() {
-        match net::select(upload.run(), reader.head(NEVER, &mut parse)).await {
+        match net::select(upload.run(), reader.head(Instant::NEVER, &mut parse)).await {
             Either::Left(Ok(()) | Err(TransferError::Sink | TransferError::SinkLate)) => {}
             Either::Left(Err(error)) => return Err(AnswerError::Upload(error)),
             Either::Right(head) => return head.map_err(AnswerError::Head),

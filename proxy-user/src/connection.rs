@@ -98,13 +98,16 @@ impl Drop for Open {
 /// Serves a connection from its first byte to its last.
 pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
     let Open { place, drain, .. } = open;
-    let served = async {
-        if let Some(transport) = shake_hands(gateway, place, stream).await {
-            converse(gateway, place, drain, Client::new(transport)).await;
-        }
-    };
     // Asked to stop now, whatever goes on is dropped, and its connections are closed.
-    net::select(served, drain.asked(Stop::Now)).await;
+    net::select(
+        async {
+            if let Some(transport) = shake_hands(gateway, place, stream).await {
+                converse(gateway, place, drain, Client::new(transport)).await;
+            }
+        },
+        drain.asked(Stop::Now),
+    )
+    .await;
 }
 
 /// What the configuration says of this place: TLS or not.
@@ -204,4 +207,19 @@ pub fn listener_metrics(
     let snapshot = gateway.snapshot();
     let listener = snapshot.listeners.get(place.listener.get()?)?;
     Some(std::sync::Arc::clone(&listener.metrics))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an open connection costs at least, idle ones too: its task's state is as large as its largest moment.
+    #[test]
+    fn a_connection_is_small() {
+        fn state_bytes<'c, F: Future>(_: fn(&'c Gateway, &'c Open, Stream) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = state_bytes(serve);
+        assert!(bytes <= 5 << 10, "{bytes} bytes: is a future held twice?");
+    }
 }

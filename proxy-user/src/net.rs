@@ -32,10 +32,12 @@ mod tests;
 
 use std::any::Any;
 
+#[cfg(test)]
+pub use self::combine::join;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, caught, join, select},
+    combine::{Either, caught, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,

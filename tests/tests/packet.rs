@@ -11,5 +11,9 @@ mod loaded;
 mod nat;
 #[path = "packet/pass.rs"]
 mod pass;
+#[path = "packet/rare.rs"]
+mod rare;
+#[path = "packet/sent.rs"]
+mod sent;
 #[path = "packet/steer.rs"]
 mod steer;

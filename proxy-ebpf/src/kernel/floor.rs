@@ -9,6 +9,7 @@ fn main() {}
 mod entry {
     use aya_ebpf::bindings::BPF_F_MMAPABLE;
     use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
+    use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len};
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, ProgramArray};
     use aya_ebpf::programs::XdpContext;
@@ -47,6 +48,13 @@ mod entry {
         let Some(fresh) = FRESH.get_ptr_mut(0) else {
             return XDP_ABORTED;
         };
+        // SAFETY: the map's value outlives the run, and the context is this program's own.
+        unsafe {
+            let grown = bpf_xdp_get_buff_len(ctx.ctx).wrapping_sub((*fresh).bytes);
+            if grown != 0 && bpf_xdp_adjust_head(ctx.ctx, grown as i32) != 0 {
+                return XDP_ABORTED;
+            }
+        }
         let start = ctx.data();
         // SAFETY: the map's value outlives the run.
         let word = start + unsafe { (*fresh).counted_at as usize & 63 };

@@ -1,322 +1,252 @@
-//! L4 by NAT: choose an endpoint, allocate a port, rewrite, send; and the way back.
+//! L4 without state: choose an endpoint by the ring, and send the packet there as it is, in one of three ways.
 //!
-//! A flow is one entry in `NAT_FLOWS`, at the index of its port, and one key in `FLOWS` that leads there. The way
-//! back needs no key: the port is the index. Both checks of an entry (the key on the way out, the endpoint on the
-//! way back) make a port that is taken over in this very moment look like a miss, never like somebody else's flow.
+//! The hash alone says where a flow belongs, as long as its slot is clean. Only after the endpoints of an upstream have
+//! changed, and only in the slots that moved, flows are looked up, so that those that live stay where they are.
 
-use core::num::NonZeroU64;
-
-use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{
-    Endpoint, FlowKey, Nat, NatFlow, RING_PAGE_SLOTS, flow_state, protocol, size,
+    Address, Endpoint, FlowKey, INSERTS_PER_SECOND, Listener, RING_PAGE_SLOTS, Slot, mode, option,
+    protocol, stamp,
 };
 use proxy_ebpf::maglev;
-use proxy_ebpf::packet::{Family, Packet, Rewrite, rewrite, tcp_flag};
+use proxy_ebpf::packet::{
+    ETHERNET_BYTES, Frame, Outer, Packet, Part, QUOTE_BYTES, encapsulate, outer_bytes, send_on,
+    too_big, too_big_bytes,
+};
 use proxy_ebpf::verdict::Verdict;
 
-use crate::atomic;
 use crate::ingress::{Arrival, Decision};
+use crate::link::Tags;
 use crate::maps::{
-    ENDPOINT_TRAFFIC, ENDPOINTS, FLOWS, HASH_KEYS, NAT, NAT_FLOWS, RINGS, UPSTREAMS, count_traffic,
+    ENDPOINT_TRAFFIC, ENDPOINTS, HASH_KEYS, INSERTS, MOVED, RINGS, STAMPS, TUNNEL, UPSTREAMS,
+    count_traffic,
 };
 
-/// Ports that are tried for a new flow before it is left to Linux.
-const PORT_TRIES: u32 = 8;
-
-/// Jiffies after which `seen_ns` is written anew: a quarter of a second to 2.6 s, by the kernel's HZ.
-/// Seldom enough that the CPUs of both directions do not fight for the cache line.
-const SEEN_JIFFIES: u64 = 256;
-
-/// Who sent a packet of a flow.
-#[derive(Clone, Copy)]
-enum Side {
-    Client,
-    Endpoint,
-}
-
-/// Forwards a client's packet to an endpoint of the upstream.
+/// Sends a client's packet on to an endpoint of the listener's upstream. `TooBig`: it is as it came, and up to
+/// `longest` bytes would fit.
 #[inline(always)]
-pub fn forward(arrival: &Arrival, upstream: u32) -> Result<Decision, Verdict> {
-    let packet = &arrival.packet;
-    refuse_unforwardable(packet)?;
-    let (edge_mac, client_mac) = arrival.frame.macs()?;
-    let nat = NAT.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
+pub fn forward(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    listener: &Listener,
+    longest: &mut u16,
+) -> Result<Decision, Verdict> {
+    let packet = arrival.packet;
     let key = packet.flow_key();
-    let flow = match find(&key) {
-        Some(flow) => flow,
-        None => open(nat, &key, packet, upstream)?,
-    };
-    // SAFETY: map values outlive the program's run; the words that others change at the same time are each written whole.
-    let (flow, nat) = unsafe { (&mut *flow, &*nat) };
-    let endpoint = reachable(flow.endpoint, packet.family)?;
-    // The mask is for the verifier; a source is never above 7.
-    let source = nat.sources[flow.source as usize & (size::NAT_SOURCES - 1)];
-    let to = Rewrite {
-        source,
-        destination: endpoint.address,
-        source_port: flow.port,
-        destination_port: endpoint.port,
-        source_mac: endpoint.source_mac,
-        destination_mac: endpoint.mac,
-    };
-    note(flow, packet, Side::Client);
-    note_client(flow, arrival.ifindex, client_mac, edge_mac);
-    rewrite(&arrival.frame, packet, &to)?;
-    count_traffic(&ENDPOINT_TRAFFIC, flow.endpoint, arrival.bytes);
-    Ok(Decision {
+    let place = Place::of(&key, listener.target)?;
+    let id = place.endpoint(&key, packet, listener.options)?;
+    let endpoint = reach(id)?;
+    let decision = Decision {
         verdict: Verdict::Forward,
         ifindex: endpoint.ifindex,
-    })
-}
-
-/// Gives a packet that came to a NAT source back to the client of its flow.
-#[inline(always)]
-pub fn give_back(arrival: &Arrival, source: u32) -> Result<Decision, Verdict> {
-    let packet = &arrival.packet;
-    let nat = NAT.get(0).ok_or(Verdict::Inconsistent)?;
-    let port = u16::from_be_bytes(packet.destination_port) as u32;
-    let offset = port.wrapping_sub(nat.port_first);
-    if offset >= nat.ports {
-        return Err(Verdict::NotOurs);
-    }
-    let index = nat.flow_index(source, packet.protocol, offset);
-    let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
-    // SAFETY: as in `forward`.
-    let flow = unsafe { &mut *flow };
-    if flow.seen_ns == 0 || flow.key.protocol != packet.protocol {
-        return Err(Verdict::NotOurs);
-    }
-    let endpoint = ENDPOINTS.get(flow.endpoint).ok_or(Verdict::Inconsistent)?;
-    if !endpoint.address.is(&packet.source)
-        || u16::from_ne_bytes(endpoint.port) != u16::from_ne_bytes(packet.source_port)
-    {
-        return Err(Verdict::NotOurs);
-    }
-    refuse_unforwardable(packet)?;
-    let to = Rewrite {
-        source: flow.key.listener,
-        destination: flow.key.client,
-        source_port: flow.key.listener_port,
-        destination_port: flow.key.client_port,
-        source_mac: flow.edge_mac,
-        destination_mac: flow.client_mac,
+        tags: Tags::vlan(endpoint.vlan),
     };
-    let ifindex = flow.client_ifindex;
-    note(flow, packet, Side::Endpoint);
-    rewrite(&arrival.frame, packet, &to)?;
-    Ok(Decision {
-        verdict: Verdict::Return,
-        ifindex,
-    })
+    if listener.mode == mode::DIRECT {
+        if let Some(mtu) = exceeds(packet, endpoint.plain_mtu_bytes, 0) {
+            *longest = mtu;
+            return Err(Verdict::TooBig);
+        }
+        send_on(&arrival.frame, endpoint.source_mac, endpoint.mac)?;
+    } else {
+        let outer = outer(endpoint, listener.mode == mode::GUE, place.hash)?;
+        let room = outer_bytes(endpoint.address.is_v4(), outer.gue_port.is_some());
+        if let Some(mtu) = exceeds(packet, endpoint.mtu_bytes, room) {
+            *longest = mtu;
+            return Err(Verdict::TooBig);
+        }
+        encapsulate(&grow(ctx, room)?, packet, &outer)?;
+    }
+    count_traffic(&ENDPOINT_TRAFFIC, id, arrival.bytes);
+    Ok(decision)
 }
 
-/// What is ours but cannot be sent on: parts of a datagram, packets whose extension headers may change
-/// what their checksum covers, and packets at the end of their way.
-#[inline(always)]
-const fn refuse_unforwardable(packet: &Packet) -> Result<(), Verdict> {
-    if packet.fragment || packet.extended {
-        return Err(Verdict::Unsupported);
-    }
-    if packet.hop_limit <= 1 {
-        return Err(Verdict::HopLimit);
-    }
-    Ok(())
+/// Where a flow stands in a ring.
+pub struct Place {
+    pub slot: Slot,
+    hash: u32,
+    page: u32,
+    index: usize,
 }
 
-/// The flow of a key. An entry that leads to another flow's port is stale, and is removed.
-#[inline(always)]
-fn find(key: &FlowKey) -> Option<*mut NatFlow> {
-    // SAFETY: the value is one aligned word.
-    let index = unsafe { *FLOWS.get(key)? };
-    let flow = NAT_FLOWS.get_ptr_mut(index as u32)?;
-    // SAFETY: map values outlive the program's run.
-    if unsafe { (*flow).key.is(key) } {
-        return Some(flow);
+impl Place {
+    /// The place of a flow in the ring of an upstream.
+    #[inline(always)]
+    pub fn of(key: &FlowKey, upstream: u32) -> Result<Self, Verdict> {
+        let upstream = UPSTREAMS.get(upstream).ok_or(Verdict::Inconsistent)?;
+        let keys = HASH_KEYS.get(0).ok_or(Verdict::Inconsistent)?;
+        if upstream.slots == 0 {
+            return Err(Verdict::NoEndpoint);
+        }
+        let hash = maglev::hash(keys, key);
+        let slot = maglev::slot(hash, upstream.slots) as usize;
+        let number = upstream.page.wrapping_add((slot / RING_PAGE_SLOTS) as u32);
+        let page = RINGS.get(number).ok_or(Verdict::Inconsistent)?;
+        let index = slot % RING_PAGE_SLOTS;
+        Ok(Self {
+            slot: page.slots[index],
+            hash,
+            page: number,
+            index,
+        })
     }
-    let _ = FLOWS.remove(key);
-    None
+
+    /// The endpoint id of a flow: the owner of its slot, or who had it before when the flow began.
+    #[inline(always)]
+    fn endpoint(&self, key: &FlowKey, packet: &Packet, options: u32) -> Result<u32, Verdict> {
+        let (owner, previous) = (self.slot.owner() as u32, self.slot.previous() as u32);
+        if owner == 0 {
+            return Err(Verdict::NoEndpoint);
+        }
+        if previous == 0 {
+            return Ok(owner);
+        }
+        let id = settle(key, packet, options, owner, previous);
+        if id != owner {
+            self.stamp();
+        }
+        Ok(id)
+    }
+
+    /// Notes that somebody needs the slot's earlier owner; writes only what is new.
+    #[inline(always)]
+    fn stamp(&self) {
+        let Some(page) = STAMPS.get_ptr_mut(self.page) else {
+            return;
+        };
+        // SAFETY: map values outlive the program's run, and the index is one of a page; whoever else writes it
+        // writes the same time.
+        unsafe {
+            let now = stamp(bpf_ktime_get_coarse_ns());
+            let place = (&raw mut (*page).stamps)
+                .cast::<u16>()
+                .add(self.index % RING_PAGE_SLOTS);
+            if *place != now {
+                *place = now;
+            }
+        }
+    }
 }
 
-/// Opens a flow: an endpoint by the ring, and a port of our own towards it.
+/// Where a flow of a slot belongs that is not clean: where it is remembered to be; to the owner and remembered, when it
+/// begins now; else to the previous owner, where it has been all along or nobody can tell.
 #[inline(always)]
-fn open(
-    nat: *mut Nat,
-    key: &FlowKey,
-    packet: &Packet,
-    upstream: u32,
-) -> Result<*mut NatFlow, Verdict> {
-    if !packet.opens_flow() {
-        return Err(Verdict::NoFlow);
+fn settle(key: &FlowKey, packet: &Packet, options: u32, owner: u32, previous: u32) -> u32 {
+    let udp = packet.protocol == protocol::UDP;
+    if udp && options & option::UDP_MOVE != 0 {
+        return owner;
     }
-    let endpoint = choose(key, upstream)?;
-    reachable(endpoint, packet.family)?;
-    let (index, flow) = allocate(nat, packet)?;
-    // SAFETY: the port was claimed for us alone.
+    // SAFETY: the value is one word, which is replaced as a whole.
+    if let Some(id) = unsafe { MOVED.get(key) } {
+        return *id as u32;
+    }
+    if !udp && packet.opens_flow() && remember(key, owner) {
+        return owner;
+    }
+    previous
+}
+
+/// Remembers where a flow belongs, unless this CPU has remembered enough of them in this second.
+#[inline(always)]
+fn remember(key: &FlowKey, id: u32) -> bool {
+    let Some(inserts) = INSERTS.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the value belongs to this CPU, and XDP is not interrupted by itself.
     unsafe {
-        (*flow).key = *key;
-        (*flow).endpoint = endpoint;
-        (*flow).state = 0;
-        (*flow).seen_jiffies = bpf_jiffies64();
+        let window = stamp(bpf_ktime_get_coarse_ns()) as u32;
+        if (*inserts).window != window {
+            (*inserts).window = window;
+            (*inserts).count = 0;
+        }
+        if (*inserts).count >= INSERTS_PER_SECOND {
+            return false;
+        }
+        (*inserts).count += 1;
     }
-    if FLOWS.insert(key, index as u64, BPF_NOEXIST as u64).is_ok() {
-        return Ok(flow);
-    }
-    // Full; or another CPU opened the same flow in this moment, and then its port is the right one.
-    // SAFETY: still ours alone, for no key leads here.
-    unsafe { (*flow).seen_ns = 0 };
-    find(key).ok_or(Verdict::NatExhausted)
+    MOVED.insert(key, id as u64, 0).is_ok()
 }
 
-/// The endpoint id that the upstream's ring has for a flow.
+/// The endpoint of an id, when packets can be sent there now.
 #[inline(always)]
-fn choose(key: &FlowKey, upstream: u32) -> Result<u32, Verdict> {
-    let upstream = UPSTREAMS.get(upstream).ok_or(Verdict::Inconsistent)?;
-    let keys = HASH_KEYS.get(0).ok_or(Verdict::Inconsistent)?;
-    let slots = upstream.slots;
-    if slots == 0 {
-        return Err(Verdict::NoEndpoint);
-    }
-    let slot = maglev::slot(keys, key, slots) as usize;
-    let page = upstream.page.wrapping_add((slot / RING_PAGE_SLOTS) as u32);
-    let page = RINGS.get(page).ok_or(Verdict::Inconsistent)?;
-    match page.slots[slot % RING_PAGE_SLOTS] {
-        0 => Err(Verdict::NoEndpoint),
-        id => Ok(id as u32),
-    }
-}
-
-/// The endpoint of an id, when packets of this family can be sent there now.
-#[inline(always)]
-fn reachable(id: u32, family: Family) -> Result<&'static Endpoint, Verdict> {
+pub fn reach(id: u32) -> Result<&'static Endpoint, Verdict> {
     let endpoint = ENDPOINTS.get(id).ok_or(Verdict::Inconsistent)?;
     if endpoint.ifindex == 0 {
         return Err(Verdict::NoNeighbour);
     }
-    // NAT keeps the family; a mixed upstream is a mistake that the user half refuses beforehand.
-    if endpoint.address.is_v4() != matches!(family, Family::V4) {
-        return Err(Verdict::Inconsistent);
-    }
     Ok(endpoint)
 }
 
-/// Claims a port that is free, or whose flow has been idle too long, and says whose port it is now.
+/// The outer header towards an endpoint.
 #[inline(always)]
-fn allocate(nat: *mut Nat, packet: &Packet) -> Result<(u32, *mut NatFlow), Verdict> {
-    // SAFETY: map values outlive the program's run; only the cursor is written, atomically.
-    let layout = unsafe { &*nat };
-    let v4 = matches!(packet.family, Family::V4);
-    let (source_first, sources) = if v4 {
-        (0, layout.sources_v4)
+fn outer(endpoint: &Endpoint, gue: bool, hash: u32) -> Result<Outer, Verdict> {
+    let tunnel = TUNNEL.get(0).ok_or(Verdict::Inconsistent)?;
+    let (source, spread) = if endpoint.address.is_v4() {
+        (tunnel.source4, tunnel.entropy4)
     } else {
-        let count = layout.sources_count;
-        (layout.sources_v4, count.saturating_sub(layout.sources_v4))
+        (tunnel.source6, tunnel.entropy6)
     };
-    // Division by a type that cannot be zero leaves no panic behind, which the verifier would refuse.
-    let (Some(sources), Some(ports)) = (
-        NonZeroU64::new(sources as u64),
-        NonZeroU64::new(layout.ports as u64),
-    ) else {
+    let mut words: [u32; 4] = bytemuck::must_cast(source);
+    if words[3] == 0 {
         return Err(Verdict::Inconsistent);
-    };
-    let area = Nat::area(v4, packet.protocol) & 3;
-    // SAFETY: as above; the helper takes nothing.
-    let (cursor, now_ns) = unsafe { (&raw mut (*nat).cursors[area], bpf_ktime_get_coarse_ns()) };
-    for _ in 0..PORT_TRIES {
-        // SAFETY: the cursor is an aligned word of the map's value.
-        let turn = unsafe { atomic::fetch_add(cursor, 1) };
-        let source = source_first.wrapping_add((turn % sources) as u32);
-        let offset = (turn / sources % ports) as u32;
-        let index = layout.flow_index(source, packet.protocol, offset);
-        let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
-        // SAFETY: as above.
-        if unsafe { claim(flow, index, layout, now_ns) } {
-            let port = layout.port_first.wrapping_add(offset) as u16;
-            // SAFETY: the port was claimed for us alone.
-            unsafe {
-                (*flow).port = port.to_be_bytes();
-                (*flow).source = source as u8;
-            }
-            return Ok((index, flow));
-        }
     }
-    Err(Verdict::NatExhausted)
+    if !gue {
+        words[3] |= hash.to_be() & spread;
+    }
+    Ok(Outer {
+        source: Address(bytemuck::must_cast(words)),
+        destination: endpoint.address,
+        gue_port: if gue { Some(tunnel.gue_port) } else { None },
+        entropy: hash,
+        source_mac: endpoint.source_mac,
+        destination_mac: endpoint.mac,
+    })
 }
 
-/// Takes a port when nobody uses it, and forgets the flow that had it.
-///
-/// # Safety
-///
-/// `flow` must be a value of `NAT_FLOWS`, at `index`.
+/// The longest packet that would have fitted, where one with so many bytes more around it does not.
 #[inline(always)]
-unsafe fn claim(flow: *mut NatFlow, index: u32, nat: &Nat, now_ns: u64) -> bool {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let seen_ns = (*flow).seen_ns;
-        if seen_ns != 0 && now_ns.saturating_sub(seen_ns) < (*flow).idle_ns(nat) {
-            return false;
-        }
-        if !atomic::replace(&raw mut (*flow).seen_ns, seen_ns, now_ns) {
-            return false;
-        }
-        if seen_ns != 0 && FLOWS.get(&(*flow).key).copied() == Some(index as u64) {
-            let _ = FLOWS.remove(&(*flow).key);
-        }
+const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
+    let longest = (mtu_bytes as u32).wrapping_sub(room as u32);
+    if mtu_bytes == 0 || packet.frame_bytes_min - ETHERNET_BYTES as u32 <= longest {
+        return None;
     }
-    true
+    Some(longest as u16)
 }
 
-/// Notes that a flow lives, and what its TCP flags say; writes only what is new.
+/// Makes room in front of a frame. What the pointers of the old frame led to is read no more.
 #[inline(always)]
-fn note(flow: &mut NatFlow, packet: &Packet, side: Side) {
-    // SAFETY: the helpers take nothing.
-    unsafe {
-        let jiffies = bpf_jiffies64();
-        if jiffies.wrapping_sub(flow.seen_jiffies) > SEEN_JIFFIES {
-            flow.seen_jiffies = jiffies;
-            flow.seen_ns = bpf_ktime_get_coarse_ns();
-        }
+fn grow<'a>(ctx: &'a XdpContext, room: usize) -> Result<Frame<'a>, Verdict> {
+    // SAFETY: the context is the kernel's.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(room as i32)) } != 0 {
+        return Err(Verdict::Unsupported);
     }
-    if packet.protocol != protocol::TCP {
-        return;
-    }
-    let (closed, reset) = match side {
-        Side::Client => (flow_state::CLIENT_CLOSED, flow_state::CLIENT_RESET),
-        Side::Endpoint => (flow_state::ENDPOINT_CLOSED, flow_state::ENDPOINT_RESET),
-    };
-    let mut state = flow.state & !reset;
-    if matches!(side, Side::Endpoint) {
-        state |= flow_state::ANSWERED;
-    } else if packet.opens_flow() {
-        // A new connection from the same port; if it is a repeated SYN, nothing was noted yet.
-        state = 0;
-    }
-    if packet.tcp_flags & tcp_flag::FIN != 0 {
-        state |= closed;
-    }
-    if packet.tcp_flags & tcp_flag::RST != 0 {
-        state |= reset;
-    }
-    if state != flow.state {
-        flow.state = state;
-    }
+    // SAFETY: the kernel gives the program these bytes to read and write until it returns.
+    Ok(unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) })
 }
 
-/// Notes where the client's packets come from, for its gateway may change while the flow lives.
-#[inline(always)]
-fn note_client(flow: &mut NatFlow, ifindex: u32, client_mac: [u8; 6], edge_mac: [u8; 6]) {
-    if flow.client_ifindex != ifindex {
-        flow.client_ifindex = ifindex;
+/// Answers a packet that is too long: its beginning goes back to the sender inside an ICMP error. Never an answer to an
+/// error (RFC 1122 section 3.2.2).
+#[inline(never)]
+pub fn tell_too_big(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    mtu_bytes: u16,
+) -> Result<Decision, Verdict> {
+    let packet = arrival.packet;
+    let kept = (ETHERNET_BYTES + QUOTE_BYTES) as u64;
+    if matches!(packet.part, Part::Error) || arrival.bytes < kept {
+        return Err(Verdict::Unsupported);
     }
-    if differ(flow.client_mac, client_mac) || differ(flow.edge_mac, edge_mac) {
-        flow.client_mac = client_mac;
-        flow.edge_mac = edge_mac;
+    let macs = arrival.frame.macs()?;
+    // SAFETY: the context is the kernel's; every pointer into the frame is made anew afterwards.
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, kept as i32 - arrival.bytes as i32) } != 0 {
+        return Err(Verdict::Unsupported);
     }
-}
-
-/// Whether two MACs differ; in words, for there is no `memcmp` here.
-#[inline(always)]
-fn differ(a: [u8; 6], b: [u8; 6]) -> bool {
-    let (a, b): ([u16; 3], [u16; 3]) = (bytemuck::must_cast(a), bytemuck::must_cast(b));
-    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) != 0
+    let frame = grow(ctx, too_big_bytes(packet.family))?;
+    too_big(&frame, packet, macs, mtu_bytes)?;
+    Ok(Decision {
+        verdict: Verdict::TooBig,
+        ifindex: arrival.ifindex,
+        tags: arrival.tags,
+    })
 }

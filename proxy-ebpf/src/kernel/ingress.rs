@@ -2,63 +2,233 @@
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, Ports, mode};
-use proxy_ebpf::packet::{Family, Frame, Packet};
+use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, Ports, mode, option};
+use proxy_ebpf::packet::{Family, Frame, Packet, Part, Rewrite, rewrite, rewrite_rare};
 use proxy_ebpf::verdict::Verdict;
 
-use crate::maps::{LISTENER_TRAFFIC, LISTENERS4, LISTENERS6, PORTS, count_traffic};
-use crate::{forward, guard};
+use crate::link::Tags;
+use crate::maps::{DESK, LISTENER_TRAFFIC, LISTENERS4, LISTENERS6, PORTS, count_traffic};
+use crate::{forward, fragment, guard, nat};
+
+/// Why a packet's way ends early.
+pub enum Exit {
+    /// With this verdict.
+    Verdict(Verdict),
+    /// It is a rare one: the other program takes it from the beginning.
+    Rare,
+}
+
+impl From<Verdict> for Exit {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self::Verdict(verdict)
+    }
+}
 
 /// What becomes of a packet.
 pub struct Decision {
     pub verdict: Verdict,
     /// The interface it leaves by, when it is sent.
     pub ifindex: u32,
+    /// The VLAN tags it leaves with.
+    pub tags: Tags,
 }
 
 impl Decision {
     /// A verdict that sends the packet nowhere.
-    pub const fn stay(verdict: Verdict) -> Self {
+    #[inline(always)]
+    pub const fn stay(verdict: Verdict, tags: Tags) -> Self {
         Self {
             verdict,
             ifindex: 0,
+            tags,
         }
     }
+}
+
+/// What a packet says, and what it becomes where addresses change.
+pub struct Desk {
+    pub packet: Packet,
+    pub to: Rewrite,
+    /// Where the packet does not fit: how many bytes would.
+    pub longest: u16,
 }
 
 /// A packet of ours, and where it came in.
 pub struct Arrival<'a> {
     pub frame: Frame<'a>,
-    pub packet: Packet,
+    pub packet: &'a Packet,
     pub ifindex: u32,
+    pub tags: Tags,
     /// Bytes of the whole frame, which may go on behind the first buffer.
     pub bytes: u64,
 }
 
-/// The way of one packet. An early exit is a verdict that leaves every byte as it was.
+/// The way of one packet, whose VLAN tags are off. An early exit leaves every byte as it was.
+///
+/// It is told once and compiled twice. Without `RARE` it knows whole, untagged packets that fit, which nearly all are,
+/// and loses no time on the others: fragments, ICMP errors, headers that are not read, what is too big.
 #[inline(always)]
-pub fn ingress(ctx: &XdpContext) -> Result<Decision, Verdict> {
-    // SAFETY: the kernel gives the program these bytes to read and write until it returns.
-    let frame = unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) };
+pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decision, Exit> {
+    let frame = frame(ctx);
     let ports = PORTS.get(0).ok_or(Verdict::Inconsistent)?;
-    let packet = Packet::parse(&frame, |port| {
-        let (word, bit) = place(port);
-        (ports.listener[word] | ports.nat[word]) & bit != 0
-    })?;
-    let listener = find_listener(ports, &packet)?;
-    let arrival = arrive(ctx, frame, packet)?;
+    if !RARE && frame.is_tagged() {
+        return Err(Exit::Rare);
+    }
+    let mut own;
+    let Desk {
+        packet,
+        to,
+        longest,
+    } = if RARE {
+        let desk = DESK.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
+        // SAFETY: the value belongs to this CPU, XDP is not interrupted by itself, and nobody else refers to it.
+        let desk = unsafe { &mut *desk };
+        read_rare(frame, ports, &mut desk.packet)?;
+        desk
+    } else {
+        own = Desk {
+            packet: Packet::parse::<false>(&frame, |port| is_wanted(ports, port))?,
+            to: Rewrite::NOWHERE,
+            longest: 0,
+        };
+        &mut own
+    };
+    if !RARE && !matches!(packet.part, Part::Whole) {
+        return Err(Exit::Rare);
+    }
+    if RARE && !fragment::knows_ports(packet) {
+        return Err(judge_by_address(packet).into());
+    }
+    let listener = find_listener(ports, packet)?;
+    let bytes = whole_bytes(ctx, packet)?;
+    let arrival = Arrival {
+        frame,
+        packet,
+        ifindex: ctx.ingress_ifindex() as u32,
+        tags,
+        bytes,
+    };
 
     if listener.mode == mode::NAT_RETURN {
-        return forward::give_back(&arrival, listener.target);
+        if RARE {
+            fragment::admit(arrival.packet, 0)?;
+        }
+        let decision = if RARE {
+            apart::give_back(&arrival, listener.target, to)?
+        } else {
+            nat::give_back(&arrival, listener.target, to)?
+        };
+        readdress::<RARE>(&arrival, to)?;
+        return Ok(decision);
     }
-    guard::refuse_banned(&arrival.packet.source)?;
+    guard::refuse_banned(&arrival.packet.sender)?;
+    if RARE && listener.mode != mode::SERVE {
+        fragment::admit(arrival.packet, listener.options)?;
+    }
     let decision = match listener.mode {
-        mode::SERVE => Decision::stay(Verdict::Serve),
-        mode::NAT => forward::forward(&arrival, listener.target)?,
-        _ => return Err(Verdict::NotOurs),
+        mode::SERVE => Decision::stay(Verdict::Serve, tags),
+        mode::NAT => {
+            let decision = if RARE {
+                apart::nat(&arrival, listener.target, to)?
+            } else {
+                nat::forward(&arrival, listener.target, to)?
+            };
+            readdress::<RARE>(&arrival, to)?;
+            decision
+        }
+        mode::DIRECT | mode::IPIP | mode::GUE if RARE => {
+            match apart::forward(ctx, &arrival, listener, longest) {
+                Err(Verdict::TooBig) => forward::tell_too_big(ctx, &arrival, *longest)?,
+                sent => sent?,
+            }
+        }
+        mode::DIRECT | mode::IPIP | mode::GUE => {
+            match forward::forward(ctx, &arrival, listener, longest) {
+                Err(Verdict::TooBig) => return Err(Exit::Rare),
+                sent => sent?,
+            }
+        }
+        _ => return Err(Verdict::NotOurs.into()),
     };
     count_traffic(&LISTENER_TRAFFIC, listener.id, arrival.bytes);
     Ok(decision)
+}
+
+/// The bytes of the frame.
+#[inline(always)]
+fn frame(ctx: &XdpContext) -> Frame<'_> {
+    // SAFETY: the kernel gives the program these bytes to read and write until it returns.
+    unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
+}
+
+/// Reads a packet of any kind into a map's value: of what the verifier reads from there it knows nothing, and so goes
+/// the rest of the way once, and not once for each chain of headers.
+#[inline(never)]
+fn read_rare(frame: Frame, ports: &Ports, packet: &mut Packet) -> Result<(), Verdict> {
+    *packet = Packet::parse::<true>(&frame, |port| is_wanted(ports, port))?;
+    Ok(())
+}
+
+/// Whether a port can be ours.
+#[inline(always)]
+const fn is_wanted(ports: &Ports, port: [u8; 2]) -> bool {
+    let (word, bit) = place(port);
+    (ports.listener[word] | ports.nat[word]) & bit != 0
+}
+
+/// Writes a packet anew for its way on.
+#[inline(always)]
+fn readdress<const RARE: bool>(arrival: &Arrival, to: &Rewrite) -> Result<(), Verdict> {
+    if RARE {
+        rewrite_rare(&arrival.frame, arrival.packet, to)
+    } else {
+        rewrite(&arrival.frame, arrival.packet, to)
+    }
+}
+
+/// The ways on of rare packets as functions of their own: together they would want more stack than there is.
+mod apart {
+    use super::{Arrival, Decision, Listener, Rewrite, Verdict, XdpContext, forward, nat};
+
+    #[inline(never)]
+    pub fn nat(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
+        nat::forward(arrival, upstream, to)
+    }
+
+    #[inline(never)]
+    pub fn give_back(
+        arrival: &Arrival,
+        source: u32,
+        to: &mut Rewrite,
+    ) -> Result<Decision, Verdict> {
+        nat::give_back(arrival, source, to)
+    }
+
+    #[inline(never)]
+    pub fn forward(
+        ctx: &XdpContext,
+        arrival: &Arrival,
+        listener: &Listener,
+        longest: &mut u16,
+    ) -> Result<Decision, Verdict> {
+        forward::forward(ctx, arrival, listener, longest)
+    }
+}
+
+/// The verdict of a packet of which only the addresses are known. A banned source reaches no address of ours this way.
+#[inline(never)]
+fn judge_by_address(packet: &Packet) -> Verdict {
+    let Some(address) = look_up(packet, [0; 2], 0) else {
+        return Verdict::NotOurs;
+    };
+    if let Err(refused) = guard::refuse_banned(&packet.sender) {
+        return refused;
+    }
+    if matches!(packet.part, Part::Later) && address.options & option::FRAGMENTS_DROP != 0 {
+        return Verdict::FragmentRefused;
+    }
+    Verdict::Unsupported
 }
 
 /// Where a port stands in a bitmap of `Ports`: the word, and the bit in it.
@@ -68,7 +238,8 @@ const fn place(port: [u8; 2]) -> (usize, u64) {
     ((port / 64) as usize, 1 << (port % 64))
 }
 
-/// The listener that a packet is for, or the NAT source that it comes back to.
+/// The listener that a packet is for, or the NAT source that it comes back to. An error is for whom an answer to
+/// the packet that it quotes would be for.
 #[inline(always)]
 fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Verdict> {
     let (word, bit) = place(packet.destination_port);
@@ -111,18 +282,13 @@ fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static List
     }
 }
 
-/// Adds what only a packet of ours is asked for, and checks that its frame is as long as its headers say.
+/// How long the whole frame is: at least as long as its headers say.
 #[inline(always)]
-fn arrive<'a>(ctx: &XdpContext, frame: Frame<'a>, packet: Packet) -> Result<Arrival<'a>, Verdict> {
+fn whole_bytes(ctx: &XdpContext, packet: &Packet) -> Result<u64, Verdict> {
     // SAFETY: the context is the one that the kernel gave this program.
     let bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     if (packet.frame_bytes_min as u64) > bytes {
         return Err(Verdict::Malformed);
     }
-    Ok(Arrival {
-        frame,
-        packet,
-        ifindex: ctx.ingress_ifindex() as u32,
-        bytes,
-    })
+    Ok(bytes)
 }

@@ -14,11 +14,17 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod forward;
 #[cfg(target_arch = "bpf")]
+mod fragment;
+#[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
 mod ingress;
 #[cfg(target_arch = "bpf")]
+mod link;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod nat;
 #[cfg(target_arch = "bpf")]
 mod steer;
 
@@ -28,25 +34,55 @@ fn main() {}
 
 #[cfg(target_arch = "bpf")]
 mod entry {
-    use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+    use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
     use aya_ebpf::helpers::bpf_redirect;
     use aya_ebpf::macros::{sk_reuseport, xdp};
     use aya_ebpf::programs::{SkReuseportContext, XdpContext};
-    use proxy_ebpf::verdict::Disposition;
+    use proxy_ebpf::verdict::{Disposition, Verdict};
 
-    use crate::ingress::{Decision, ingress as decide};
+    use crate::ingress::{Decision, Exit, ingress as decide};
+    use crate::link::{Tags, tag, untag};
     use crate::{maps, steer};
 
     /// Every packet that an interface receives.
     #[xdp(frags)]
     pub fn ingress(ctx: XdpContext) -> u32 {
-        let Decision { verdict, ifindex } = match decide(&ctx) {
-            Ok(decision) => decision,
-            Err(verdict) => Decision::stay(verdict),
-        };
+        match decide::<false>(&ctx, Tags::NONE) {
+            Ok(decision) => act(&ctx, decision),
+            Err(Exit::Verdict(verdict)) => act(&ctx, Decision::stay(verdict, Tags::NONE)),
+            Err(Exit::Rare) => {
+                // SAFETY: the context is this program's own.
+                let _ = unsafe { maps::PROGRAMS.tail_call(&ctx, 0) };
+                // There is no other program: to Linux.
+                act(&ctx, Decision::stay(Verdict::Unsupported, Tags::NONE))
+            }
+        }
+    }
+
+    /// Those that the first program leaves to it.
+    #[xdp(frags)]
+    pub fn rare(ctx: XdpContext) -> u32 {
+        let tags = untag(&ctx);
+        match decide::<true>(&ctx, tags) {
+            Ok(decision) => act(&ctx, decision),
+            Err(Exit::Verdict(verdict)) => act(&ctx, Decision::stay(verdict, tags)),
+            Err(Exit::Rare) => act(&ctx, Decision::stay(Verdict::Inconsistent, tags)),
+        }
+    }
+
+    #[inline(always)]
+    fn act(ctx: &XdpContext, decision: Decision) -> u32 {
+        let Decision {
+            verdict,
+            ifindex,
+            tags,
+        } = decision;
         maps::count_verdict(verdict);
         #[cfg(feature = "trace")]
-        aya_log_ebpf::info!(&ctx, "verdict {} to interface {}", verdict as u32, ifindex);
+        aya_log_ebpf::info!(ctx, "verdict {} to interface {}", verdict as u32, ifindex);
+        if tag(ctx, tags).is_err() {
+            return XDP_ABORTED;
+        }
         match verdict.disposition() {
             Disposition::Pass => XDP_PASS,
             Disposition::Drop => XDP_DROP,

@@ -4,12 +4,15 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ReusePortSockArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, ReusePortSockArray};
 use proxy_ebpf::abi::{
-    Address, Ban, Endpoint, FlowKey, Guard, HashKeys, Listener, ListenerKey4, ListenerKey6, Nat,
-    NatFlow, Ports, RingPage, SteerKey, Traffic, Upstream, size,
+    Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, Guard, HashKeys, Inserts,
+    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
+    Traffic, Tunnel, Upstream, size,
 };
 use proxy_ebpf::verdict::Verdict;
+
+use crate::ingress::Desk;
 
 // Written by the user half only.
 
@@ -36,6 +39,9 @@ pub static RINGS: Array<RingPage> = Array::with_max_entries(size::RING_PAGES, BP
 #[map(name = "endpoints")]
 pub static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(size::ENDPOINTS, 0);
 
+#[map(name = "tunnel")]
+pub static TUNNEL: Array<Tunnel> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 #[map(name = "hash_keys")]
 pub static HASH_KEYS: Array<HashKeys> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -48,7 +54,15 @@ pub static STEER: HashMap<SteerKey, u32> = HashMap::with_max_entries(size::LISTE
 #[map(name = "sockets")]
 pub static SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(size::SOCKETS, 0);
 
+/// Index 0: the program `rare`.
+#[map(name = "programs")]
+pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 // Written by both halves.
+
+/// The user half writes the moment of a change, the kernel half that somebody still needs the owner before it.
+#[map(name = "stamps")]
+pub static STAMPS: Array<StampPage> = Array::with_max_entries(size::RING_PAGES, BPF_F_MMAPABLE);
 
 /// The user half writes the layout, the kernel half the cursors.
 #[map(name = "nat")]
@@ -69,6 +83,20 @@ pub static FLOWS: HashMap<FlowKey, u64> = HashMap::with_max_entries(size::NAT_FL
 
 #[map(name = "nat_flows")]
 pub static NAT_FLOWS: Array<NatFlow> = Array::with_max_entries(size::NAT_FLOWS, 0);
+
+#[map(name = "moved")]
+pub static MOVED: LruHashMap<FlowKey, u64> = LruHashMap::with_max_entries(size::MOVED, 0);
+
+#[map(name = "inserts")]
+pub static INSERTS: PerCpuArray<Inserts> = PerCpuArray::with_max_entries(1, 0);
+
+#[map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
+    LruHashMap::with_max_entries(size::FRAGMENTS, 0);
+
+/// Where the program `rare` keeps the packet it is at.
+#[map(name = "desk")]
+pub static DESK: PerCpuArray<Desk> = PerCpuArray::with_max_entries(1, 0);
 
 #[map(name = "rule_drops")]
 pub static RULE_DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(size::RULES, 0);

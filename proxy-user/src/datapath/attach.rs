@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData, ProgramArray};
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkReuseport, Xdp, XdpMode};
@@ -150,16 +150,32 @@ impl Kernel {
         for key in old {
             steer.remove(&key)?;
         }
-        for program in [name::INGRESS, name::SELECT] {
+        for program in [name::RARE, name::INGRESS, name::SELECT] {
             self.load_program(program).with_context(|| {
                 format!("load the program {program}: the kernel must be Linux 6.1 or later")
             })?;
         }
+        self.lead_to_rare()?;
         for map in name::MAPS {
             let pinned = MapData::from_pin(self.folder.join(map))?;
             let descriptor = pinned.fd().as_fd().try_clone_to_owned()?;
             self.maps.push((map, descriptor));
         }
+        Ok(())
+    }
+
+    /// The program that packets come to first hands rare ones to the other.
+    fn lead_to_rare(&mut self) -> Result<()> {
+        let rare = self
+            .ebpf
+            .program(name::RARE)
+            .ok_or_else(|| anyhow!("the program rare is missing"))?;
+        let rare = <&Xdp>::try_from(rare)?.fd()?.try_clone()?;
+        let programs = self
+            .ebpf
+            .map_mut(name::PROGRAMS)
+            .ok_or_else(|| anyhow!("the map programs is missing"))?;
+        ProgramArray::try_from(programs)?.set(0, &rare, 0)?;
         Ok(())
     }
 
@@ -170,7 +186,7 @@ impl Kernel {
             });
         };
         match program {
-            name::INGRESS => <&mut Xdp>::try_from(found)?.load(),
+            name::INGRESS | name::RARE => <&mut Xdp>::try_from(found)?.load(),
             _ => <&mut SkReuseport>::try_from(found)?.load(),
         }
     }
@@ -300,7 +316,8 @@ impl Kernel {
 
     /// The maps by name: for the daemon, which may use them but could not open the pins.
     pub fn descriptors(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
-        let own = |map: &str| [name::SOCKETS, name::STEER, name::ABI].contains(&map);
+        let own =
+            |map: &str| [name::SOCKETS, name::STEER, name::ABI, name::PROGRAMS].contains(&map);
         self.maps
             .iter()
             .filter(move |(map, _)| !own(map))
@@ -369,6 +386,7 @@ fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
         (name::ENDPOINTS, datapath.endpoints_max),
         (name::ENDPOINT_TRAFFIC, datapath.endpoints_max),
         (name::RINGS, datapath.ring_pages_max),
+        (name::STAMPS, datapath.ring_pages_max),
         (name::FLOWS, datapath.nat_flows_max),
         (name::NAT_FLOWS, datapath.nat_flows_max),
         (name::BANS, datapath.bans_max),

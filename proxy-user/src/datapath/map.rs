@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -96,9 +96,15 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / 8) }
     }
 
-    /// The 16-bit slots.
-    pub fn slots(&self) -> &[AtomicU16] {
-        // SAFETY: as in `words`; ring slots are read by 16 bits.
+    /// The 32-bit slots of rings.
+    pub fn slots(&self) -> &[AtomicU32] {
+        // SAFETY: as in `words`; slots are read and written whole.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / 4) }
+    }
+
+    /// The 16-bit stamps of slots.
+    pub fn stamps(&self) -> &[AtomicU16] {
+        // SAFETY: as in `slots`.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.bytes / 2) }
     }
 

@@ -26,8 +26,8 @@ pub struct WantedListener {
     pub address: SocketAddr,
     /// One of `abi::protocol`.
     pub protocol: u8,
-    /// Index into `Wanted::upstreams`; `None` = handed up to a worker.
-    pub upstream: Option<usize>,
+    /// Index into `Wanted::upstreams`, and the `mode` by which it forwards; `None` = handed up to a worker.
+    pub upstream: Option<(usize, u32)>,
 }
 
 /// An upstream that a listener forwards to.
@@ -99,10 +99,13 @@ pub struct State {
 pub enum Write {
     /// An endpoint without a neighbour yet.
     Endpoint(u16, SocketAddr),
-    /// Slots from the beginning of a page on.
+    /// Owners of slots from the beginning of a page on. Flows of a slot that moves stay with its owner in the ring
+    /// `before`, unless that is one of `dead`.
     Ring {
         page: u32,
         slots: Vec<u16>,
+        before: Option<abi::Upstream>,
+        dead: BTreeSet<u16>,
     },
     Upstream(u32, abi::Upstream),
     /// NAT with its cursors left as they are.
@@ -168,18 +171,23 @@ impl Planner {
         let mut rings = Vec::new();
         for upstream in &wanted.upstreams {
             let id = self.state.names.upstreams[&upstream.name];
-            rings.push((id, self.ring(upstream)?));
+            let present = self.state.upstreams.get(&id).copied();
+            rings.push((id, present, self.ring(upstream, present)?));
         }
         let mut pointers = Vec::new();
-        for (id, slots) in rings {
+        for (id, present, (slots, dead)) in rings {
             let count = slots.len() as u32;
-            let present = self.state.upstreams.get(&id).copied();
             let page = match present {
                 // The same size: changed in place, slot by slot, each the old or the new endpoint.
                 Some(old) if old.slots == count => old.page,
                 _ => self.free_run(maglev::ring_pages(count))?,
             };
-            self.writes.push(Write::Ring { page, slots });
+            self.writes.push(Write::Ring {
+                page,
+                slots,
+                before: present,
+                dead,
+            });
             let entry = abi::Upstream { page, slots: count };
             if present != Some(entry) {
                 self.free_later.extend(present);
@@ -191,14 +199,19 @@ impl Planner {
         Ok(())
     }
 
-    /// The slots of an upstream's ring; its endpoints get ids.
-    fn ring(&mut self, upstream: &WantedUpstream) -> Result<Vec<u16>, Full> {
+    /// The owners of an upstream's slots, and who of its endpoints is dead; they get ids. A ring grows by doubling and
+    /// never shrinks, so that each of its slots knows whose flows it has.
+    fn ring(
+        &mut self,
+        upstream: &WantedUpstream,
+        present: Option<abi::Upstream>,
+    ) -> Result<(Vec<u16>, BTreeSet<u16>), Full> {
         // Where none is healthy all are tried: whichever comes back first then serves at once.
         let none = !upstream
             .endpoints
             .iter()
             .any(|endpoint| endpoint.healthy && endpoint.weight > 0);
-        let mut members = Vec::new();
+        let (mut members, mut dead) = (Vec::new(), BTreeSet::new());
         for endpoint in &upstream.endpoints {
             let id = self.endpoint(endpoint.address)?;
             if endpoint.healthy || none {
@@ -208,12 +221,16 @@ impl Planner {
                     port(endpoint.address.port()),
                     endpoint.weight,
                 ));
+            } else {
+                dead.insert(id);
             }
         }
         // The size follows from what is configured, not from what is healthy: health must not move other slots.
-        let mut slots = vec![0; maglev::ring_slots(upstream.endpoints.len()) as usize];
+        let count = maglev::ring_slots(upstream.endpoints.len());
+        let count = count.max(present.map_or(0, |present| present.slots));
+        let mut slots = vec![0; count as usize];
         maglev::fill(&mut members, &mut slots);
-        Ok(slots)
+        Ok((slots, dead))
     }
 
     /// The id of an endpoint. Ids are never given to another address: flows that nobody ended may still use them.
@@ -368,20 +385,19 @@ impl Planner {
                 .unwrap_or(0);
             let upstream = listener
                 .upstream
-                .and_then(|index| wanted.upstreams.get(index));
+                .and_then(|(index, mode)| Some((mode, wanted.upstreams.get(index)?)));
             let (mode, target) = match upstream {
-                Some(upstream) => (mode::NAT, self.state.names.upstreams[&upstream.name]),
+                Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
                 None => (mode::SERVE, 0),
             };
-            entries.insert(
-                key,
-                abi::Listener {
-                    id,
-                    mode,
-                    target,
-                    zero: 0,
-                },
-            );
+            entries.insert(key, entry(id, mode, target));
+            // What has no ports is judged by its address.
+            let address = Key {
+                port: 0,
+                protocol: 0,
+                ..key
+            };
+            entries.insert(address, entry(0, mode::ADDRESS, 0));
         }
         for (index, source) in wanted
             .nat
@@ -394,15 +410,7 @@ impl Planner {
                 port: 0,
                 protocol: 0,
             };
-            entries.insert(
-                key,
-                abi::Listener {
-                    id: 0,
-                    mode: mode::NAT_RETURN,
-                    target: index as u32,
-                    zero: 0,
-                },
-            );
+            entries.insert(key, entry(0, mode::NAT_RETURN, index as u32));
         }
         entries
     }
@@ -435,6 +443,16 @@ impl Planner {
         assign(&mut self.state.names.rules, &names, range, &BTreeSet::new())
             .ok_or(Full::new("rules", abi::size::RULES))?;
         Ok(())
+    }
+}
+
+/// A listener with the rules that hold where none is written.
+const fn entry(id: u32, mode: u32, target: u32) -> abi::Listener {
+    abi::Listener {
+        id,
+        mode,
+        target,
+        options: 0,
     }
 }
 

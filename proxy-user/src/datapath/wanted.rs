@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_ebpf::abi::protocol;
+use proxy_ebpf::abi::{mode, protocol};
 
 use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
 use crate::config::{Config, ListenerMode, PolicyKind, Protocol};
@@ -31,7 +31,7 @@ pub fn wanted(
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
-            ListenerMode::Forward { upstream } => Some(*upstream),
+            ListenerMode::Forward { upstream } => Some((*upstream, mode::NAT)),
         };
         for address in &listener.addresses {
             let protocol = match address.protocol {
@@ -40,12 +40,13 @@ pub fn wanted(
             };
             for ip in expand(address.socket.ip(), addresses) {
                 let address = SocketAddr::new(ip, address.socket.port());
-                let upstream = upstream.map(|index| {
-                    *rings.entry((index, ip.is_ipv4())).or_insert_with(|| {
+                let upstream = upstream.map(|(index, mode)| {
+                    let ring = *rings.entry((index, ip.is_ipv4())).or_insert_with(|| {
                         let ring = ring(config, index, ip.is_ipv4(), &is_healthy);
                         wanted.upstreams.push(ring);
                         wanted.upstreams.len() - 1
-                    })
+                    });
+                    (ring, mode)
                 });
                 wanted.listeners.push(WantedListener {
                     name: listener.name.clone(),

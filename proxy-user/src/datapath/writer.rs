@@ -3,6 +3,7 @@
 mod bans;
 mod counts;
 mod entry;
+mod ring;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -39,6 +40,9 @@ pub struct Writer {
     state: State,
     ports: Memory,
     rings: Memory,
+    stamps: Memory,
+    /// How long a slot's earlier owner is remembered after it was last needed, in the unit of stamps.
+    idle_stamps: u16,
     nat: Memory,
     guard: Memory,
     listeners4: Table<abi::ListenerKey4, abi::Listener>,
@@ -85,6 +89,8 @@ impl Writer {
             bans_max: maps.entries(name::BANS)?,
             ports: maps.memory(name::PORTS)?,
             rings: maps.memory(name::RINGS)?,
+            stamps: maps.memory(name::STAMPS)?,
+            idle_stamps: ring::IDLE_STAMPS_MAX,
             nat: maps.memory(name::NAT)?,
             guard: maps.memory(name::GUARD)?,
             listeners4: maps.table(name::LISTENERS4)?,
@@ -208,6 +214,7 @@ impl Writer {
         let usable = |upstream, at: SocketAddr| {
             is_healthy(upstream, at) && self.neighbours.reach(at.ip()) != Reach::default()
         };
+        self.idle_stamps = ring::idle_stamps(tunables.flow.tcp_idle_timeout);
         let wanted = wanted(config, tunables, &addresses, usable);
         let (writes, next) = plan::plan(&self.state, &wanted)?;
         if !plan::keeps_flows(&self.state.nat, &next.nat) {
@@ -285,11 +292,13 @@ impl Writer {
                 // Traffic of whoever had the id before, in another life of the pins.
                 Ok(reset(&mut self.endpoint_traffic, u32::from(id))?)
             }
-            Write::Ring { page, slots } => {
-                let first = page as usize * abi::RING_PAGE_SLOTS;
-                for (slot, id) in self.rings.slots().iter().skip(first).zip(&slots) {
-                    slot.store(*id, std::sync::atomic::Ordering::Relaxed);
-                }
+            Write::Ring {
+                page,
+                slots,
+                before,
+                dead,
+            } => {
+                self.write_ring(page, &slots, before, &dead);
                 Ok(())
             }
             Write::Upstream(id, entry) => self
@@ -407,6 +416,7 @@ impl Writer {
     /// # Errors
     /// rtnetlink or a map does not answer.
     pub fn refresh_neighbours(&mut self) -> Result<bool> {
+        self.clean_slots();
         let addresses: BTreeSet<IpAddr> =
             self.state.endpoints.values().map(SocketAddr::ip).collect();
         self.neighbours

@@ -9,7 +9,7 @@ use crate::config::Route;
 use crate::message::{
     Answer, CONTINUE, Forward, Framing, Reject, Reply, RequestHead, ResponseHead,
 };
-use crate::net::{self, Either};
+use crate::net::{self, Either, Instant};
 use crate::upstream;
 
 /// Interim responses (1xx) before the final one; an origin that sends more has gone astray.
@@ -55,19 +55,22 @@ pub(super) async fn relay(
         let failure = Failure::Connect(ConnectError::NoEndpoint);
         return exchange.reply(failure.reply(), request, body).await;
     };
-    // Whoever resets the connection waits for nothing any more, and neither need the endpoint.
-    let tried = async {
-        let tries = try_endpoints(exchange, route, upstream, request, response, body);
-        match net::select(tries, exchange.out.tcp().broken()).await {
-            Either::Left(done) => done,
-            Either::Right(()) => Err(Failure::Client),
-        }
-    };
-    let done = match route.exchange_timeout {
-        None => tried.await,
-        Some(timeout) => net::timeout(exchange.started + timeout, tried)
-            .await
-            .unwrap_or(Err(Failure::Late)),
+    let deadline = route
+        .exchange_timeout
+        .map_or(Instant::NEVER, |timeout| exchange.started + timeout);
+    let tried = net::timeout(
+        deadline,
+        net::select(
+            try_endpoints(exchange, route, upstream, request, response, body),
+            // Whoever resets the connection waits for nothing any more, and neither need the endpoint.
+            exchange.out.tcp().broken(),
+        ),
+    )
+    .await;
+    let done = match tried {
+        Ok(Either::Left(done)) => done,
+        Ok(Either::Right(())) => Err(Failure::Client),
+        Err(net::Elapsed) => Err(Failure::Late),
     };
     match done {
         Ok(keep_alive) => settle(exchange, body, keep_alive).await,

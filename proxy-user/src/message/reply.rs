@@ -78,11 +78,16 @@ impl Reply {
 impl From<Reject> for Reply {
     /// What a peer learns of a message that was not taken: the status and the rule it broke.
     fn from(reject: Reject) -> Self {
-        Self::new(reject.status, reject.reason).body(format!(
+        let reply = Self::new(reject.status, reject.reason).body(format!(
             "{}: {}",
             reason_phrase(reject.status),
             reject.reason
-        ))
+        ));
+        match reject.status {
+            // Owed to the client (RFC 9110 section 15.5.6); which of them a route takes is its origin's to say.
+            405 => reply.field("allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),
+            _ => reply,
+        }
     }
 }
 
@@ -193,5 +198,17 @@ pub fn reason_phrase(status: u16) -> &'static str {
             4 => "Client Error",
             _ => "Server Error",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_that_is_not_taken_is_told_those_that_are() {
+        let fields = |status| Reply::from(Reject::with(status, "method")).fields;
+        assert!(matches!(&fields(405)[..], [("allow", methods)] if methods.contains("GET")));
+        assert_eq!(fields(400), []);
     }
 }

@@ -13,6 +13,9 @@ use std::{
 pub struct Instant(u64);
 
 impl Instant {
+    /// The moment that does not come: a deadline for what has none.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// Reads the clock (about 25 ns); on a worker, prefer [`super::now`], which costs nothing.
     pub fn read() -> Self {
         let mut time = libc::timespec {

@@ -1,12 +1,17 @@
-//! Futures inside of a task: both of two, the first of two, one that may panic.
+//! Futures inside of a task: the first of two, one that may panic.
+//!
+//! They are structs and not `async fn`s, whose state would hold each future twice: as argument, and pinned. An idle
+//! connection is as large as the largest state of its task.
 
 use std::{
     any::Any,
-    future::{Future, poll_fn},
+    future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
+    pin::Pin,
     task::{Context, Poll},
 };
+
+use pin_project_lite::pin_project;
 
 /// What [`select`] ended with.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,57 +22,74 @@ pub enum Either<A, B> {
     Right(B),
 }
 
-/// Runs both futures to their ends and returns both results.
-pub async fn join<A: Future, B: Future>(left: A, right: B) -> (A::Output, B::Output) {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    let (mut left_output, mut right_output) = (None, None);
-    poll_fn(move |context| {
-        if left_output.is_none()
-            && let Poll::Ready(output) = left.as_mut().poll(context)
-        {
-            left_output = Some(output);
-        }
-        if right_output.is_none()
-            && let Poll::Ready(output) = right.as_mut().poll(context)
-        {
-            right_output = Some(output);
-        }
-        match (left_output.take(), right_output.take()) {
-            (Some(left), Some(right)) => Poll::Ready((left, right)),
-            (left, right) => {
-                (left_output, right_output) = (left, right);
-                Poll::Pending
-            }
-        }
-    })
-    .await
-}
-
 /// Runs both futures until one ends; the other one is dropped. The first is asked first and wins a tie.
 ///
 /// A future that was made before and pinned outside (`pin!`) can be given as `&mut` and goes on afterwards.
-pub async fn select<A: Future, B: Future>(left: A, right: B) -> Either<A::Output, B::Output> {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    poll_fn(move |context| {
-        if let Poll::Ready(output) = left.as_mut().poll(context) {
-            return Poll::Ready(Either::Left(output));
-        }
-        right.as_mut().poll(context).map(Either::Right)
-    })
-    .await
+pub fn select<A: Future, B: Future>(left: A, right: B) -> Select<A, B> {
+    Select { left, right }
 }
 
 /// Runs a future to its end, or to a panic in it, which ends the future and not the task.
 ///
 /// # Errors
 /// What it panicked with. What it had borrowed may be left half changed.
-pub async fn caught<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
-    let mut future = pin!(future);
-    poll_fn(move |context: &mut Context<'_>| {
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+pub fn caught<F: Future>(future: F) -> Caught<F> {
+    Caught { future }
+}
+
+pin_project! {
+    /// See [`select`].
+    #[must_use = "futures do nothing unless awaited"]
+    pub struct Select<A, B> {
+        #[pin]
+        left: A,
+        #[pin]
+        right: B,
+    }
+}
+
+impl<A: Future, B: Future> Future for Select<A, B> {
+    type Output = Either<A::Output, B::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.left.poll(context) {
+            return Poll::Ready(Either::Left(output));
+        }
+        this.right.poll(context).map(Either::Right)
+    }
+}
+
+pin_project! {
+    /// See [`caught`].
+    #[must_use = "futures do nothing unless awaited"]
+    pub struct Caught<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Caught<F> {
+    type Output = Result<F::Output, Box<dyn Any + Send>>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let future = self.project().future;
+        match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
             Ok(polled) => polled.map(Ok),
             Err(panic) => Poll::Ready(Err(panic)),
         }
-    })
-    .await
+    }
+}
+
+/// Runs both futures to their ends and returns both results.
+#[cfg(test)]
+pub async fn join<A: Future, B: Future>(left: A, right: B) -> (A::Output, B::Output) {
+    let (mut left, mut right) = (Box::pin(left), Box::pin(right));
+    match select(&mut left, &mut right).await {
+        Either::Left(output) => (output, right.await),
+        Either::Right(output) => {
+            let left = left.await;
+            (left, output)
+        }
+    }
 }

@@ -312,9 +312,12 @@ impl Core {
         self.starved.take();
         let deadline = Instant::read() + CLOSING_MAX;
         let mut completions = Vec::new();
+        let mut is_quiet = true;
         loop {
             let idle = self.operations.borrow().is_empty();
-            if let (false, Some(uring)) = (idle, self.uring.borrow_mut().as_mut()) {
+            // Once, and again where nothing came of it: each looks at every operation there is, and a turn brings the ends of
+            // some twenty of them.
+            if let (false, true, Some(uring)) = (idle, is_quiet, self.uring.borrow_mut().as_mut()) {
                 uring.cancel_all();
             }
             // One turn is made in any case, for the descriptors that are still to be closed.
@@ -324,6 +327,7 @@ impl Core {
                 Duration::from_millis(100)
             };
             let turned = self.exchange_with_kernel(Some(wait), &mut completions);
+            is_quiet = completions.is_empty();
             for completion in completions.drain(..) {
                 self.complete(completion);
             }

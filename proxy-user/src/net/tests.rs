@@ -565,3 +565,27 @@ fn the_end_closes_everything() -> Outcome {
     assert_eq!(descriptors()?, before);
     Ok(())
 }
+
+#[test]
+fn a_worker_that_ends_closes_every_connection_however_many_there_are() -> Outcome {
+    // Far fewer entries than operations to cancel and descriptors to close.
+    let settings = Settings {
+        entries: 16,
+        ..Settings::default()
+    };
+    let mut peers = Vec::new();
+    on_worker(&settings, async {
+        for _ in 0..400 {
+            let (stream, plain) = pair().await?;
+            peers.push(plain);
+            spawn(async move { while let Ok(Some(_)) = stream.recv().await {} });
+        }
+        yield_now().await;
+        Ok::<_, std::io::Error>(())
+    })?;
+    for mut peer in peers {
+        peer.set_read_timeout(Some(Duration::from_secs(5)))?;
+        assert_eq!(peer.read(&mut [0])?, 0);
+    }
+    Ok(())
+}

@@ -1,11 +1,13 @@
 //! Deadlines: sleeping until one, and doing something before one.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    future::Future,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
 };
+
+use pin_project_lite::pin_project;
 
 use super::{
     clock::Instant,
@@ -30,12 +32,7 @@ impl std::error::Error for Elapsed {}
 /// # Panics
 /// Outside of [`super::run`].
 pub async fn sleep_until(deadline: Instant) {
-    Sleep {
-        core: runtime::current(),
-        deadline,
-        key: None,
-    }
-    .await;
+    Sleep::new(deadline).await;
 }
 
 /// Runs the future, or as much of it as the deadline allows; then it is dropped.
@@ -47,18 +44,33 @@ pub async fn sleep_until(deadline: Instant) {
 ///
 /// # Panics
 /// Outside of [`super::run`].
-pub async fn timeout<F: Future>(deadline: Instant, future: F) -> Result<F::Output, Elapsed> {
-    let mut future = pin!(future);
-    let mut sleep = Sleep {
-        core: runtime::current(),
-        deadline,
-        key: None,
-    };
-    poll_fn(move |context| match future.as_mut().poll(context) {
-        Poll::Ready(output) => Poll::Ready(Ok(output)),
-        Poll::Pending => Pin::new(&mut sleep).poll(context).map(|()| Err(Elapsed)),
-    })
-    .await
+pub fn timeout<F: Future>(deadline: Instant, future: F) -> Timeout<F> {
+    Timeout {
+        future,
+        sleep: Sleep::new(deadline),
+    }
+}
+
+pin_project! {
+    /// See [`timeout`]. A struct and no `async fn` for the reason that stands in `combine`.
+    #[must_use = "futures do nothing unless awaited"]
+    pub struct Timeout<F> {
+        #[pin]
+        future: F,
+        sleep: Sleep,
+    }
+}
+
+impl<F: Future> Future for Timeout<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(context) {
+            return Poll::Ready(Ok(output));
+        }
+        Pin::new(this.sleep).poll(context).map(|()| Err(Elapsed))
+    }
 }
 
 struct Sleep {
@@ -67,12 +79,25 @@ struct Sleep {
     key: Option<Key>,
 }
 
+impl Sleep {
+    fn new(deadline: Instant) -> Self {
+        Self {
+            core: runtime::current(),
+            deadline,
+            key: None,
+        }
+    }
+}
+
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.core.now() >= self.deadline {
             return Poll::Ready(());
+        }
+        if self.deadline == Instant::NEVER {
+            return Poll::Pending;
         }
         let core = self.core.clone();
         let mut timers = core.timers.borrow_mut();

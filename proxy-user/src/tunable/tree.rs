@@ -184,7 +184,7 @@ tree! {
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
         body_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the next bytes of a response's body.";
-        idle_connections_max: count[256, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
+        idle_connections_max: count[1024, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
         idle_timeout: duration[55 * S, 100 * MS, HOUR] Live "An idle connection to an endpoint is closed after so long.";
         retries: count[1, 0, 10] Live "Tries after the first where a route names none; only for requests that are safe to repeat.";
     }
@@ -193,7 +193,7 @@ tree! {
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
         listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
-        ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 16KiB for the Maglev rings of all upstreams.";
+        ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
         upstreams_max: count[size::UPSTREAMS as u64, 16, 65_536] Restart "Upstreams that the kernel half can forward to.";
     }
     flow: Flow {

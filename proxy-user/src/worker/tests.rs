@@ -9,6 +9,7 @@ mod limit;
 mod origin;
 mod origin_fault;
 mod sluice;
+mod tls;
 mod upload;
 
 use std::time::{Duration, Instant};

@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::net::IpAddr;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SkReuseport, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, Guard, HashKeys, Listener, ListenerKey4, ListenerKey6, Nat,
-    NatFlow, Ports, RingPage, Traffic, Upstream, guard_bit, mode, name,
+    NatFlow, Ports, RING_PAGE_SLOTS, RingPage, Slot, StampPage, Traffic, Tunnel, Upstream,
+    guard_bit, mode, name, stamp,
 };
 use proxy_ebpf::maglev::{self, Member};
 use proxy_ebpf::object;
@@ -60,6 +61,9 @@ pub struct Loaded {
     ports: Box<Ports>,
     guard: Box<Guard>,
     listeners: u32,
+    nat_sources: Vec<IpAddr>,
+    /// Options of the listener added next, and of its address.
+    pub options: u32,
     page: u32,
     sent: u64,
 }
@@ -95,6 +99,8 @@ impl Loaded {
             (name::CELLS, 64),
             (name::STEER, 16),
             (name::SOCKETS, 16),
+            (name::MOVED, 1024),
+            (name::FRAGMENTS, 1024),
             (name::LISTENER_TRAFFIC, 64),
             (name::ENDPOINT_TRAFFIC, 64),
         ];
@@ -102,14 +108,23 @@ impl Loaded {
             loader.map_max_entries(map, *entries);
         }
         let mut ebpf = loader.load(object::KERNEL).expect("the object loads");
-        let program = ebpf.program_mut(name::INGRESS).expect("ingress");
-        let program: &mut Xdp = program.try_into().expect("an XDP program");
-        program.load().expect("the verifier accepts it");
+        for name in [name::INGRESS, name::RARE] {
+            let program = ebpf.program_mut(name).expect("a program of that name");
+            let program: &mut Xdp = program.try_into().expect("an XDP program");
+            program.load().expect("the verifier accepts it");
+        }
+        let rare: &Xdp = ebpf.program(name::RARE).unwrap().try_into().unwrap();
+        let rare = rare.fd().unwrap().try_clone().unwrap();
+        let programs = ebpf.map_mut(name::PROGRAMS).expect("the programs");
+        let mut programs = ProgramArray::try_from(programs).expect("a program array");
+        programs.set(0, &rare, 0).unwrap();
         let mut loaded = Self {
             ebpf,
             ports: bytemuck::zeroed_box(),
             guard: bytemuck::zeroed_box(),
             listeners: 0,
+            nat_sources: vec![],
+            options: 0,
             page: 0,
             sent: 0,
         };
@@ -205,6 +220,9 @@ impl Loaded {
         self.ports.listener[usize::from(at.1 / 64)] |= 1 << (at.1 % 64);
         self.write_ports();
         self.listener_entry(at, protocol, id, mode, target);
+        if !self.nat_sources.contains(&at.0) {
+            self.listener_entry((at.0, 0), 0, 0, mode::ADDRESS, 0);
+        }
         id
     }
 
@@ -214,7 +232,7 @@ impl Loaded {
             id,
             mode,
             target,
-            zero: 0,
+            options: self.options,
         });
         match at.0 {
             IpAddr::V4(address) => {
@@ -252,6 +270,7 @@ impl Loaded {
         let mut nat = Nat::zeroed();
         for (index, source) in sources.iter().enumerate() {
             nat.sources[index] = address(*source);
+            self.nat_sources.push(*source);
             self.listener_entry((*source, 0), 0, 0, mode::NAT_RETURN, index as u32);
         }
         nat.sources_count = sources.len() as u32;
@@ -270,34 +289,54 @@ impl Loaded {
 
     /// Adds an endpoint, reached through an interface (0: not resolved).
     pub fn endpoint(&mut self, id: u16, at: (IpAddr, u16), ifindex: u32) {
-        let endpoint = Endpoint {
+        self.endpoint_entry(id, at, ifindex, |_| {});
+    }
+
+    /// The same with something about it changed.
+    pub fn endpoint_entry(
+        &mut self,
+        id: u16,
+        at: (IpAddr, u16),
+        ifindex: u32,
+        change: impl FnOnce(&mut Endpoint),
+    ) {
+        let mut endpoint = Endpoint {
             address: address(at.0),
             port: at.1.to_be_bytes(),
             mac: ENDPOINT_MAC,
             source_mac: EDGE_MAC,
-            zero: [0; 2],
+            vlan: [0; 2],
             ifindex,
-            zero2: 0,
+            mtu_bytes: 0,
+            plain_mtu_bytes: 0,
         };
+        change(&mut endpoint);
         self.array(name::ENDPOINTS)
             .set(u32::from(id), Value(endpoint), 0)
             .unwrap();
     }
 
-    /// Gives an upstream a ring of these endpoints.
+    /// What encapsulations have in common.
+    pub fn tunnel(&mut self, tunnel: Tunnel) {
+        self.array(name::TUNNEL).set(0, Value(tunnel), 0).unwrap();
+    }
+
+    /// The keys of the flow hash.
+    pub fn hash_keys(&mut self) -> HashKeys {
+        self.array(name::HASH_KEYS).get(&0, 0).unwrap().0
+    }
+
+    /// Gives an upstream a new ring of these endpoints.
     pub fn upstream(&mut self, id: u32, endpoints: &[(u16, (IpAddr, u16))]) {
-        let slots_count = maglev::ring_slots(endpoints.len());
-        let mut members: Vec<Member> = endpoints
-            .iter()
-            .map(|(id, at)| Member::new(*id, address(at.0), at.1.to_be_bytes(), 1))
-            .collect();
-        let mut slots = vec![0; slots_count as usize];
-        maglev::fill(&mut members, &mut slots);
+        let owners = owners(endpoints);
+        let slots_count = owners.len() as u32;
         let page = self.page;
         self.page += maglev::ring_pages(slots_count);
-        for (index, part) in slots.chunks(proxy_ebpf::abi::RING_PAGE_SLOTS).enumerate() {
+        for (index, part) in owners.chunks(RING_PAGE_SLOTS).enumerate() {
             let mut ring: Box<RingPage> = bytemuck::zeroed_box();
-            ring.slots[..part.len()].copy_from_slice(part);
+            for (slot, owner) in ring.slots.iter_mut().zip(part) {
+                *slot = Slot::new(*owner, 0);
+            }
             self.array(name::RINGS)
                 .set(page + index as u32, Value(*ring), 0)
                 .unwrap();
@@ -308,6 +347,44 @@ impl Loaded {
         };
         self.array(name::UPSTREAMS)
             .set(id, Value(upstream), 0)
+            .unwrap();
+    }
+
+    /// Changes the endpoints of an upstream whose ring is one page, in place, as the user half does.
+    pub fn change(&mut self, id: u32, endpoints: &[(u16, (IpAddr, u16))], dead: &[u16]) {
+        let page = self.page_of(id);
+        let mut ring = self.ring(id);
+        let now = stamp(now_ns());
+        let mut stamps: StampPage = self.array(name::STAMPS).get(&page, 0).unwrap().0;
+        for (index, owner) in owners(endpoints).into_iter().enumerate() {
+            ring.slots[index] = ring.slots[index].passed_to(owner, |id| dead.contains(&id));
+            stamps.stamps[index] = now;
+        }
+        self.set_stamps(id, &stamps);
+        self.array(name::RINGS).set(page, Value(*ring), 0).unwrap();
+    }
+
+    fn page_of(&mut self, upstream: u32) -> u32 {
+        let upstream: Value<Upstream> = self.array(name::UPSTREAMS).get(&upstream, 0).unwrap();
+        upstream.0.page
+    }
+
+    /// The first page of an upstream's ring.
+    pub fn ring(&mut self, upstream: u32) -> Box<RingPage> {
+        let page = self.page_of(upstream);
+        Box::new(self.array(name::RINGS).get(&page, 0).unwrap().0)
+    }
+
+    /// The same of its stamps.
+    pub fn stamps(&mut self, upstream: u32) -> Box<StampPage> {
+        let page = self.page_of(upstream);
+        Box::new(self.array(name::STAMPS).get(&page, 0).unwrap().0)
+    }
+
+    pub fn set_stamps(&mut self, upstream: u32, stamps: &StampPage) {
+        let page = self.page_of(upstream);
+        self.array(name::STAMPS)
+            .set(page, Value(*stamps), 0)
             .unwrap();
     }
 
@@ -422,6 +499,17 @@ impl Loaded {
         };
         assert_eq!(outcome, wanted);
     }
+}
+
+/// The owners of the slots of a ring of these endpoints.
+fn owners(endpoints: &[(u16, (IpAddr, u16))]) -> Vec<u16> {
+    let mut members: Vec<Member> = endpoints
+        .iter()
+        .map(|(id, at)| Member::new(*id, address(at.0), at.1.to_be_bytes(), 1))
+        .collect();
+    let mut slots = vec![0; maglev::ring_slots(endpoints.len()) as usize];
+    maglev::fill(&mut members, &mut slots);
+    slots
 }
 
 /// Says aloud that this test did not run: straight to stderr, for libtest swallows what a passing test prints.

@@ -91,7 +91,7 @@ pub fn path(frame: &[u8]) -> (u16, IpAddr) {
 }
 
 /// What a client's frame must look like when it leaves for an endpoint from a NAT port.
-fn forwarded(frame: &Frame, v6: bool, port: u16, to: IpAddr) -> Vec<u8> {
+pub fn forwarded(frame: &Frame, v6: bool, port: u16, to: IpAddr) -> Vec<u8> {
     readdressed(frame, (source(v6), port), (to, 8080))
         .with(|frame| {
             frame.source_mac = EDGE_MAC;
@@ -100,7 +100,7 @@ fn forwarded(frame: &Frame, v6: bool, port: u16, to: IpAddr) -> Vec<u8> {
         .bytes()
 }
 
-fn readdressed(frame: &Frame, from: (IpAddr, u16), to: (IpAddr, u16)) -> Frame {
+pub fn readdressed(frame: &Frame, from: (IpAddr, u16), to: (IpAddr, u16)) -> Frame {
     frame.clone().with(|frame| {
         frame.source = from.0;
         frame.destination = to.0;
@@ -358,23 +358,6 @@ fn a_packet_at_the_end_of_its_way_is_left_to_linux() {
     let (port, to) = forward(&mut loaded, &tcp(false, 40_000, SYN));
     let reply = answer(false, port, to, SYN | ACK).with(|frame| frame.hop_limit = 1);
     loaded.passes(&reply.bytes(), Verdict::HopLimit);
-}
-
-#[test]
-fn fragments_and_packets_with_extension_headers_are_not_forwarded() {
-    let Some(mut loaded) = forwarding() else {
-        return;
-    };
-    let (port, to) = forward(&mut loaded, &udp(false, 40_000));
-    let first = udp(false, 40_000).with(|frame| frame.fragment = (0, true));
-    loaded.passes(&first.bytes(), Verdict::Unsupported);
-    let later = udp(false, 40_000).with(|frame| frame.fragment = (10, false));
-    loaded.passes(&later.bytes(), Verdict::Unsupported);
-    let reply = Frame::udp((to, 8080), (source(false), port));
-    let reply = reply.with(|frame| frame.fragment = (0, true));
-    loaded.passes(&reply.bytes(), Verdict::Unsupported);
-    let extended = udp(true, 40_000).with(|frame| frame.extensions = vec![(60, vec![0; 7])]);
-    loaded.passes(&extended.bytes(), Verdict::Unsupported);
 }
 
 #[test]

@@ -57,10 +57,33 @@ fn an_unknown_ethertype_is_not_ours() {
 }
 
 #[test]
-fn a_vlan_tag_is_not_read_and_so_not_ours() {
+fn one_or_two_vlan_tags_are_stepped_over_and_stay() {
     let Some(mut loaded) = serving() else { return };
-    let frame = syn(v4(9), v4(1)).with(|frame| frame.vlans = vec![7]);
-    loaded.passes(&frame.bytes(), Verdict::NotOurs);
+    for (vlans, verdict) in [
+        (vec![7], Verdict::Serve),
+        (vec![7, 0xe00c], Verdict::Serve),
+        (vec![7, 8, 9], Verdict::NotOurs),
+    ] {
+        for (source, destination) in [(v4(9), v4(1)), (v6(9), v6(1))] {
+            let frame = syn(source, destination).with(|frame| frame.vlans = vlans.clone());
+            loaded.passes(&frame.bytes(), verdict);
+        }
+        let mut service = syn(v4(9), v4(1)).with(|frame| frame.vlans = vlans).bytes();
+        service[12..14].copy_from_slice(&[0x88, 0xa8]);
+        loaded.passes(&service, verdict);
+        for length in 14..service.len() {
+            let cut = loaded.send(&service[..length]);
+            assert_eq!(cut.bytes, service[..length]);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ip_behind_a_tag_stays_as_it_is() {
+    let Some(mut loaded) = serving() else { return };
+    let mut arp = packet::arp([192, 0, 2, 1].into());
+    arp.splice(12..12, [0x81, 0, 0, 7]);
+    loaded.passes(&arp, Verdict::NotOurs);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Model {
         for write in writes {
             match write.clone() {
                 Write::Endpoint(id, _) => drop(self.endpoints.insert(id)),
-                Write::Ring { page, slots } => drop(self.pages.insert(page, slots)),
+                Write::Ring { page, slots, .. } => drop(self.pages.insert(page, slots)),
                 Write::Upstream(id, entry) => drop(self.upstreams.insert(id, entry)),
                 Write::Nat(nat) => self.nat_ports = nat.ports,
                 Write::AddPorts { listener, .. } => self.ports.extend(listener),
@@ -116,7 +116,7 @@ fn forward(name: &str, port: u16, upstream: usize) -> WantedListener {
         name: name.to_owned(),
         address,
         protocol: abi::protocol::TCP,
-        upstream: Some(upstream),
+        upstream: Some((upstream, mode::NAT)),
     }
 }
 

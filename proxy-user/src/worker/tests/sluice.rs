@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::wait_until;
+use super::{tls, wait_until};
 use crate::config::{self, Bundle};
 use crate::metric::{Outside, Registry};
 use crate::net;
@@ -24,6 +24,8 @@ pub struct Sluice {
     pub reports: Reports,
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
+    /// Of the listener.
+    serve: &'static str,
     origins: Vec<SocketAddr>,
     /// As the keeper has it.
     _socket: TcpListener,
@@ -39,10 +41,25 @@ impl Sluice {
     }
 
     pub fn start_with(settings: net::Settings, origins: &[SocketAddr], more: &str) -> Self {
+        Self::start_as("", settings, origins, more)
+    }
+
+    /// Serves https with the certificate of `tls`.
+    pub fn start_secure(origins: &[SocketAddr], more: &str) -> Self {
+        let serve = "serve = \"https\"\ntls = { certificates = \"/etc/sluice/web.pem\" }\n";
+        Self::start_as(serve, net::Settings::default(), origins, more)
+    }
+
+    fn start_as(
+        serve: &'static str,
+        settings: net::Settings,
+        origins: &[SocketAddr],
+        more: &str,
+    ) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").expect("a listening socket");
         let address = socket.local_addr().expect("an address");
         let registry = Arc::new(Registry::new(1));
-        let text = configuration(address, origins, more);
+        let text = configuration(address, serve, origins, more);
         let snapshot = build(&text, None, &registry);
         let (commands, receiver) = mpsc::channel();
         let (queue, reports) = report::Queue::new().expect("a queue");
@@ -62,6 +79,7 @@ impl Sluice {
             reports,
             registry,
             snapshot,
+            serve,
             origins: origins.to_vec(),
             commands,
             doorbell,
@@ -84,7 +102,7 @@ impl Sluice {
 
     /// Goes over to another configuration on the same address.
     pub fn reload(&mut self, origins: &[SocketAddr], more: &str) {
-        let text = configuration(self.address, origins, more);
+        let text = configuration(self.address, self.serve, origins, more);
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(Vec::new());
     }
@@ -102,7 +120,7 @@ impl Sluice {
     /// Goes over to a configuration that listens nowhere near.
     pub fn reload_without_listener(&mut self) {
         let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let text = configuration(elsewhere, &self.origins, "");
+        let text = configuration(elsewhere, self.serve, &self.origins, "");
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(vec![self.address]);
     }
@@ -191,13 +209,13 @@ impl Drop for Sluice {
     }
 }
 
-fn configuration(listen: SocketAddr, origins: &[SocketAddr], more: &str) -> String {
+fn configuration(listen: SocketAddr, serve: &str, origins: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<String> = origins
         .iter()
         .map(|origin| format!("\"{origin}\""))
         .collect();
     format!(
-        "[[listener]]\nname = \"web\"\naddress = \"{listen}\"\n\
+        "[[listener]]\nname = \"web\"\naddress = \"{listen}\"\n{serve}\
          [[upstream]]\nname = \"app\"\nendpoints = [{}]\n\
          [[route]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"app\"\n{more}",
         endpoints.join(", "),
@@ -205,7 +223,10 @@ fn configuration(listen: SocketAddr, origins: &[SocketAddr], more: &str) -> Stri
 }
 
 fn build(text: &str, previous: Option<&Snapshot>, registry: &Registry) -> Arc<Snapshot> {
-    let files = Bundle::of_files([("/etc/sluice/sluice.toml", text)]);
+    let files = Bundle::of_files([
+        ("/etc/sluice/sluice.toml", text),
+        ("/etc/sluice/web.pem", &tls::certificate().pem),
+    ]);
     let loaded = match config::load(&files, Path::new("/etc/sluice/sluice.toml")) {
         Ok(loaded) => loaded,
         Err(found) => panic!("{text}\n{found:?}"),

@@ -1,0 +1,307 @@
+//! L4 by NAT: allocate a port, rewrite, send; and the way back.
+//!
+//! A flow is one entry in `NAT_FLOWS`, at the index of its port, and one key in `FLOWS` that leads there. The way
+//! back needs no key: the port is the index. Both checks of an entry (the key on the way out, the endpoint on the
+//! way back) make a port that is taken over in this very moment look like a miss, never like somebody else's flow.
+
+use core::num::NonZeroU64;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use proxy_ebpf::abi::{Endpoint, FlowKey, Nat, NatFlow, flow_state, protocol, size};
+use proxy_ebpf::packet::{Family, Packet, Part, Rewrite, tcp_flag};
+use proxy_ebpf::verdict::Verdict;
+
+use crate::atomic;
+use crate::forward::{Place, reach};
+use crate::ingress::{Arrival, Decision};
+use crate::link::Tags;
+use crate::maps::{ENDPOINT_TRAFFIC, ENDPOINTS, FLOWS, NAT, NAT_FLOWS, count_traffic};
+
+/// Ports that are tried for a new flow before it is left to Linux.
+const PORT_TRIES: u32 = 8;
+
+/// Jiffies after which `seen_ns` is written anew: a quarter of a second to 2.6 s, by the kernel's HZ.
+/// Seldom enough that the CPUs of both directions do not fight for the cache line.
+const SEEN_JIFFIES: u64 = 256;
+
+/// Who sent a packet of a flow.
+#[derive(Clone, Copy)]
+enum Side {
+    Client,
+    Endpoint,
+}
+
+/// Says what a client's packet becomes on its way to an endpoint of the upstream.
+#[inline(always)]
+pub fn forward(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
+    let packet = arrival.packet;
+    refuse_at_end_of_way(packet)?;
+    let (edge_mac, client_mac) = arrival.frame.macs()?;
+    let nat = NAT.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
+    let key = packet.flow_key();
+    let flow = match find(&key) {
+        Some(flow) => flow,
+        None => open(nat, &key, packet, upstream)?,
+    };
+    // SAFETY: map values outlive the program's run; the words that others change at the same time are each written whole.
+    let (flow, nat) = unsafe { (&mut *flow, &*nat) };
+    let endpoint = reachable(flow.endpoint, packet.family)?;
+    // The mask is for the verifier; a source is never above 7.
+    let source = nat.sources[flow.source as usize & (size::NAT_SOURCES - 1)];
+    *to = Rewrite {
+        source,
+        destination: endpoint.address,
+        source_port: flow.port,
+        destination_port: endpoint.port,
+        source_mac: endpoint.source_mac,
+        destination_mac: endpoint.mac,
+    };
+    // An error tells of a flow, and is no packet of it: anybody on the way may send one.
+    if !matches!(packet.part, Part::Error) {
+        note(flow, packet, Side::Client);
+        note_client(flow, arrival, client_mac, edge_mac);
+    }
+    count_traffic(&ENDPOINT_TRAFFIC, flow.endpoint, arrival.bytes);
+    Ok(Decision {
+        verdict: Verdict::Forward,
+        ifindex: endpoint.ifindex,
+        tags: Tags::vlan(endpoint.vlan),
+    })
+}
+
+/// Says what a packet that came to a NAT source becomes on its way back to the client of its flow.
+#[inline(always)]
+pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
+    let packet = arrival.packet;
+    let nat = NAT.get(0).ok_or(Verdict::Inconsistent)?;
+    let port = u16::from_be_bytes(packet.destination_port) as u32;
+    let offset = port.wrapping_sub(nat.port_first);
+    if offset >= nat.ports {
+        return Err(Verdict::NotOurs);
+    }
+    let index = nat.flow_index(source, packet.protocol, offset);
+    let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: as in `forward`.
+    let flow = unsafe { &mut *flow };
+    if flow.seen_ns == 0 || flow.key.protocol != packet.protocol {
+        return Err(Verdict::NotOurs);
+    }
+    let endpoint = ENDPOINTS.get(flow.endpoint).ok_or(Verdict::Inconsistent)?;
+    if !endpoint.address.is(&packet.source)
+        || u16::from_ne_bytes(endpoint.port) != u16::from_ne_bytes(packet.source_port)
+    {
+        return Err(Verdict::NotOurs);
+    }
+    refuse_at_end_of_way(packet)?;
+    *to = Rewrite {
+        source: flow.key.listener,
+        destination: flow.key.client,
+        source_port: flow.key.listener_port,
+        destination_port: flow.key.client_port,
+        source_mac: flow.edge_mac,
+        destination_mac: flow.client_mac,
+    };
+    let (ifindex, tags) = (flow.client_ifindex, Tags(flow.client_tags));
+    if !matches!(packet.part, Part::Error) {
+        note(flow, packet, Side::Endpoint);
+    }
+    Ok(Decision {
+        verdict: Verdict::Return,
+        ifindex,
+        tags,
+    })
+}
+
+/// A packet that may not be sent on any more: Linux tells its sender so.
+#[inline(always)]
+const fn refuse_at_end_of_way(packet: &Packet) -> Result<(), Verdict> {
+    if packet.hop_limit <= 1 {
+        return Err(Verdict::HopLimit);
+    }
+    Ok(())
+}
+
+/// The flow of a key. An entry that leads to another flow's port is stale, and is removed.
+#[inline(always)]
+fn find(key: &FlowKey) -> Option<*mut NatFlow> {
+    // SAFETY: the value is one aligned word.
+    let index = unsafe { *FLOWS.get(key)? };
+    let flow = NAT_FLOWS.get_ptr_mut(index as u32)?;
+    // SAFETY: map values outlive the program's run.
+    if unsafe { (*flow).key.is(key) } {
+        return Some(flow);
+    }
+    let _ = FLOWS.remove(key);
+    None
+}
+
+/// Opens a flow: an endpoint by the ring, and a port of our own towards it.
+#[inline(always)]
+fn open(
+    nat: *mut Nat,
+    key: &FlowKey,
+    packet: &Packet,
+    upstream: u32,
+) -> Result<*mut NatFlow, Verdict> {
+    if !packet.opens_flow() {
+        return Err(Verdict::NoFlow);
+    }
+    // Flows that are open are found by their port, so that an earlier owner of the slot has no say.
+    let endpoint = Place::of(key, upstream)?.slot.owner() as u32;
+    if endpoint == 0 {
+        return Err(Verdict::NoEndpoint);
+    }
+    // The endpoint's family is the packet's, and is one that LLVM knows nothing of: told the packet's, it takes the
+    // verifier's bounds away.
+    let v4 = reachable(endpoint, packet.family)?.address.is_v4();
+    let (index, flow) = allocate(nat, v4, packet.protocol)?;
+    // SAFETY: the port was claimed for us alone.
+    unsafe {
+        (*flow).key = *key;
+        (*flow).endpoint = endpoint;
+        (*flow).state = 0;
+        (*flow).seen_jiffies = bpf_jiffies64();
+    }
+    if FLOWS.insert(key, index as u64, BPF_NOEXIST as u64).is_ok() {
+        return Ok(flow);
+    }
+    // Full; or another CPU opened the same flow in this moment, and then its port is the right one.
+    // SAFETY: still ours alone, for no key leads here.
+    unsafe { (*flow).seen_ns = 0 };
+    find(key).ok_or(Verdict::NatExhausted)
+}
+
+/// The endpoint of an id, when packets of this family can be sent there now.
+#[inline(always)]
+fn reachable(id: u32, family: Family) -> Result<&'static Endpoint, Verdict> {
+    let endpoint = reach(id)?;
+    // NAT keeps the family; a mixed upstream is a mistake that the user half refuses beforehand.
+    if endpoint.address.is_v4() != matches!(family, Family::V4) {
+        return Err(Verdict::Inconsistent);
+    }
+    Ok(endpoint)
+}
+
+/// Claims a port that is free, or whose flow has been idle too long, and says whose port it is now.
+#[inline(always)]
+fn allocate(nat: *mut Nat, v4: bool, number: u8) -> Result<(u32, *mut NatFlow), Verdict> {
+    // SAFETY: map values outlive the program's run; only the cursor is written, atomically.
+    let layout = unsafe { &*nat };
+    let (source_first, sources) = if v4 {
+        (0, layout.sources_v4)
+    } else {
+        let count = layout.sources_count;
+        (layout.sources_v4, count.saturating_sub(layout.sources_v4))
+    };
+    // Division by a type that cannot be zero leaves no panic behind, which the verifier would refuse.
+    let (Some(sources), Some(ports)) = (
+        NonZeroU64::new(sources as u64),
+        NonZeroU64::new(layout.ports as u64),
+    ) else {
+        return Err(Verdict::Inconsistent);
+    };
+    let area = Nat::area(v4, number) & 3;
+    // SAFETY: as above; the helper takes nothing.
+    let (cursor, now_ns) = unsafe { (&raw mut (*nat).cursors[area], bpf_ktime_get_coarse_ns()) };
+    for _ in 0..PORT_TRIES {
+        // SAFETY: the cursor is an aligned word of the map's value.
+        let turn = unsafe { atomic::fetch_add(cursor, 1) };
+        let source = source_first.wrapping_add((turn % sources) as u32);
+        let offset = (turn / sources % ports) as u32;
+        let index = layout.flow_index(source, number, offset);
+        let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
+        // SAFETY: as above.
+        if unsafe { claim(flow, index, layout, now_ns) } {
+            let port = layout.port_first.wrapping_add(offset) as u16;
+            // SAFETY: the port was claimed for us alone.
+            unsafe {
+                (*flow).port = port.to_be_bytes();
+                (*flow).source = source as u8;
+            }
+            return Ok((index, flow));
+        }
+    }
+    Err(Verdict::NatExhausted)
+}
+
+/// Takes a port when nobody uses it, and forgets the flow that had it.
+///
+/// # Safety
+///
+/// `flow` must be a value of `NAT_FLOWS`, at `index`.
+#[inline(always)]
+unsafe fn claim(flow: *mut NatFlow, index: u32, nat: &Nat, now_ns: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let seen_ns = (*flow).seen_ns;
+        if seen_ns != 0 && now_ns.saturating_sub(seen_ns) < (*flow).idle_ns(nat) {
+            return false;
+        }
+        if !atomic::replace(&raw mut (*flow).seen_ns, seen_ns, now_ns) {
+            return false;
+        }
+        if seen_ns != 0 && FLOWS.get(&(*flow).key).copied() == Some(index as u64) {
+            let _ = FLOWS.remove(&(*flow).key);
+        }
+    }
+    true
+}
+
+/// Notes that a flow lives, and what its TCP flags say; writes only what is new.
+#[inline(always)]
+fn note(flow: &mut NatFlow, packet: &Packet, side: Side) {
+    // SAFETY: the helpers take nothing.
+    unsafe {
+        let jiffies = bpf_jiffies64();
+        if jiffies.wrapping_sub(flow.seen_jiffies) > SEEN_JIFFIES {
+            flow.seen_jiffies = jiffies;
+            flow.seen_ns = bpf_ktime_get_coarse_ns();
+        }
+    }
+    if packet.protocol != protocol::TCP {
+        return;
+    }
+    let (closed, reset) = match side {
+        Side::Client => (flow_state::CLIENT_CLOSED, flow_state::CLIENT_RESET),
+        Side::Endpoint => (flow_state::ENDPOINT_CLOSED, flow_state::ENDPOINT_RESET),
+    };
+    let mut state = flow.state & !reset;
+    if matches!(side, Side::Endpoint) {
+        state |= flow_state::ANSWERED;
+    } else if packet.opens_flow() {
+        // A new connection from the same port; if it is a repeated SYN, nothing was noted yet.
+        state = 0;
+    }
+    if packet.tcp_flags & tcp_flag::FIN != 0 {
+        state |= closed;
+    }
+    if packet.tcp_flags & tcp_flag::RST != 0 {
+        state |= reset;
+    }
+    if state != flow.state {
+        flow.state = state;
+    }
+}
+
+/// Notes where the client's packets come from, for its gateway may change while the flow lives.
+#[inline(always)]
+fn note_client(flow: &mut NatFlow, arrival: &Arrival, client_mac: [u8; 6], edge_mac: [u8; 6]) {
+    if flow.client_ifindex != arrival.ifindex {
+        flow.client_ifindex = arrival.ifindex;
+    }
+    if differ(flow.client_mac, client_mac) || differ(flow.edge_mac, edge_mac) {
+        flow.client_mac = client_mac;
+        flow.edge_mac = edge_mac;
+    }
+    if arrival.tags.0 != flow.client_tags {
+        flow.client_tags = arrival.tags.0;
+    }
+}
+
+/// Whether two MACs differ; in words, for there is no `memcmp` here.
+#[inline(always)]
+fn differ(a: [u8; 6], b: [u8; 6]) -> bool {
+    let (a, b): ([u16; 3], [u16; 3]) = (bytemuck::must_cast(a), bytemuck::must_cast(b));
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) != 0
+}
