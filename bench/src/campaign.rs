@@ -87,6 +87,8 @@ impl Stage {
             return Ok(field);
         }
         let field = Field::build()?;
+        // Who is no proxy needs Linux to route.
+        field.edge.set("ipv4/ip_forward", "1")?;
         // New connections come faster than old ones leave TIME_WAIT.
         field
             .client

@@ -128,7 +128,7 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "\n{:<16}{:<15}{:<20}{:>12}{:>12}{:>12}{:>8}{:>11}{:>12}",
+            "\n{:<20}{:<15}{:<24}{:>12}{:>12}{:>12}{:>8}{:>11}{:>12}",
             "case", "proxy", "metric", "median", "min", "max", "rounds", "discarded", BESIDE
         );
         let mut last = "";
@@ -139,7 +139,7 @@ impl Report {
             last = &row.case;
             let _ = writeln!(
                 text,
-                "{:<16}{:<15}{:<20}{:>12}{:>12}{:>12}{:>8}{:>11}{:>12}",
+                "{:<20}{:<15}{:<24}{:>12}{:>12}{:>12}{:>8}{:>11}{:>12}",
                 row.case,
                 row.proxy,
                 row.metric,

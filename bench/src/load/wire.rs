@@ -1,6 +1,6 @@
 //! A client's connection, clear or TLS 1.3.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,9 +15,6 @@ use super::{PATIENCE, Plan};
 
 /// The name in the certificates of proxies.
 pub const SERVER_NAME: &str = "bench.test";
-/// Plain bytes of a record, at most (RFC 8446 section 5.1).
-const RECORD_BYTES_MAX: usize = 16 << 10;
-
 /// A connection to the proxy.
 pub enum Wire {
     Clear(Stream),
@@ -28,6 +25,8 @@ pub enum Wire {
 pub struct Secured {
     stream: Stream,
     session: ClientConnection,
+    /// What has been decrypted and not been taken.
+    plain: Vec<u8>,
 }
 
 /// Tickets that are kept for resumption: each serves once.
@@ -72,7 +71,11 @@ impl Wire {
             ClientConnection::new(config.clone(), ServerName::try_from(SERVER_NAME)?)?;
         // Whoever sends waits until it is sent: nothing piles up.
         session.set_buffer_limit(None);
-        let mut secured = Secured { stream, session };
+        let mut secured = Secured {
+            stream,
+            session,
+            plain: Vec::new(),
+        };
         secured.shake_hands().await.context("shake hands")?;
         Ok(Self::Tls(Box::new(secured)))
     }
@@ -137,26 +140,26 @@ impl Secured {
         let mut rest = &chunk[..];
         while !rest.is_empty() {
             self.session.read_tls(&mut rest)?;
-            self.session.process_new_packets()?;
+            let bytes = self
+                .session
+                .process_new_packets()?
+                .plaintext_bytes_to_read();
+            // The session holds little: what it has is taken before it gets more.
+            let before = self.plain.len();
+            self.plain.resize(before + bytes, 0);
+            self.session
+                .reader()
+                .read_exact(&mut self.plain[before..])?;
         }
         Ok(true)
     }
 
     async fn recv(&mut self) -> Result<Option<Chunk>> {
-        loop {
-            let mut plain = vec![0; RECORD_BYTES_MAX];
-            match self.session.reader().read(&mut plain) {
-                Ok(0) => return Ok(None),
-                Ok(bytes) => {
-                    plain.truncate(bytes);
-                    return Ok(Some(plain.into()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
+        while self.plain.is_empty() {
             if !self.feed().await? {
                 return Ok(None);
             }
         }
+        Ok(Some(std::mem::take(&mut self.plain).into()))
     }
 }

@@ -15,9 +15,9 @@ use rig::wait;
 use crate::sample;
 
 /// A start with ten thousand routes takes the slowest of them seconds.
-const START_MAX: Duration = Duration::from_secs(30);
+const START_MAX: Duration = Duration::from_secs(60);
 /// After a SIGTERM; then it is killed.
-const STOP_MAX: Duration = Duration::from_secs(5);
+const STOP_MAX: Duration = Duration::from_secs(1);
 
 /// A running proxy. It is ended when this goes, with all that descends from it; a bench that dies takes the proxy with it.
 pub struct Running {
@@ -65,12 +65,12 @@ impl Running {
         let Some(process) = &mut self.process else {
             return Ok(self);
         };
-        wait::until(what, START_MAX, || match process.expect_running() {
+        let done = wait::until(what, START_MAX, || match process.expect_running() {
             Err(error) => Some(Err(error)),
             Ok(()) => so().then_some(Ok(())),
-        })
-        .and_then(|is_so| is_so)
-        .with_context(|| format!("it said:\n{}", process.tail(20)))?;
+        });
+        // That it has ended is told with its last words already.
+        done.with_context(|| format!("it said:\n{}", process.tail(20)))??;
         Ok(self)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Site, connections_max};
+use super::{Layer, Site, connections_max};
 
 /// What a template is filled with.
 pub struct Values<'a> {
@@ -72,10 +72,13 @@ impl Values<'_> {
             .replace("@ROUTES@", &self.site.routes.to_string())
             .replace("@CERTIFICATE@", &certificate)
             .replace("@DESCRIPTORS@", &self.descriptors.to_string())
-            .replace(
-                "@CONNECTIONS@",
-                &connections_max(self.descriptors).to_string(),
-            )
+            .replace("@CONNECTIONS@", &self.connections().to_string())
+    }
+
+    /// Splicing takes a pipe, and with it two descriptors more, for each way of a connection.
+    fn connections(&self) -> u64 {
+        let splices = self.site.bulk || self.site.layer == Layer::Packets;
+        connections_max(self.descriptors) / if splices { 4 } else { 1 }
     }
 
     /// How often a block is written.

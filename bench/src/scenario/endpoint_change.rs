@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rig::sandbox;
 
 use super::Bench;
+use super::life::SETTLE;
 use crate::metric::Metric;
 use crate::peer::{Layer, Peer, Site};
 use crate::report::{Report, Row};
@@ -89,6 +90,7 @@ fn one(bench: &Bench<'_>, peer: &Peer) -> Result<Duration> {
     let clients = bench.stage.clients(Layer::Packets)?;
     clients.inside(|| reaches(0, Instant::now()))?;
     peer.configure(bench.stage, &folder, site(true))?;
+    thread::sleep(SETTLE);
     let begun = Instant::now();
     if peer.is_rules() {
         peer.apply(bench.stage, &folder)?;

@@ -34,8 +34,10 @@ use crate::say;
 const FRAMES: u32 = 1 << 20;
 /// Sources of the flood, one after the other.
 const FLOWS: u64 = 4096;
-/// The word of an IPv4 header that the number of the flow is added to: its source.
+/// The word that the number of the flow is added to: the source of IPv4. Its checksum is wrong then, which only Linux minds.
 const SOURCE_AT: u64 = 26;
+/// Or the one that ends with the source port, for those who are to forward it.
+const PORT_AT: u64 = 32;
 /// The first source: 12.0.0.0.
 const FIRST: u32 = 0x0c00_0000;
 /// Who measures packets by the way.
@@ -73,9 +75,9 @@ pub fn rate(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
                 site.listen()
             };
             let origin = &field.origins[0];
-            flood.send(&field.client, to, flows, FRAMES / 16)?;
+            flood.send(&field.client, to, (flows, PORT_AT), FRAMES / 16)?;
             let before = received(origin, "eth0")?;
-            let elapsed = flood.send(&field.client, to, flows, FRAMES)?;
+            let elapsed = flood.send(&field.client, to, (flows, PORT_AT), FRAMES)?;
             let arrived = received(origin, "eth0")? - before;
             ensure!(
                 arrived >= u64::from(FRAMES) / 10,
@@ -103,7 +105,12 @@ pub fn refuse(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
         let mut answers = Vec::new();
         turns(bench, report, &case, |peer| {
             let (_running, _pass) = start(bench, peer, Some(bans))?;
-            flood.send(&field.client, site().listen(), flows, FRAMES / 16)?;
+            flood.send(
+                &field.client,
+                site().listen(),
+                (flows, SOURCE_AT),
+                FRAMES / 16,
+            )?;
             let origin = received(&field.origins[0], "eth0")?;
             let before = received(&field.edge, "client0")?;
             let is_over = Arc::new(AtomicBool::new(false));
@@ -118,7 +125,7 @@ pub fn refuse(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
                 );
                 field.client.thread("client", move || watch(to, &is_over))?
             };
-            let elapsed = flood.send(&field.client, site().listen(), flows, FRAMES);
+            let elapsed = flood.send(&field.client, site().listen(), (flows, SOURCE_AT), FRAMES);
             is_over.store(true, Ordering::Relaxed);
             let (asked, answered) = watched.join().unwrap_or((0, 0));
             let elapsed = elapsed?;
@@ -278,12 +285,12 @@ impl Flood {
         })
     }
 
-    /// Sends so many frames to an address, from so many sources: how long that took.
+    /// Sends so many frames to an address, from so many sources or ports: how long that took.
     fn send(
         &mut self,
         client: &Namespace,
         to: SocketAddr,
-        flows: u64,
+        (flows, counted_at): (u64, u64),
         frames: u32,
     ) -> Result<Duration> {
         let from = (IpAddr::from(FIRST.to_be_bytes()), 40_000);
@@ -304,7 +311,7 @@ impl Flood {
             zero: [0; 2],
             round: 0,
             mask: flows - 1,
-            counted_at: SOURCE_AT,
+            counted_at,
             bytes: 0,
         };
         let map = self

@@ -44,7 +44,7 @@ fn main() {
         [listen, origin, routes] => (listen, origin, routes, None),
         [listen, origin, routes, certificate] => (listen, origin, routes, Some(certificate)),
         _ => {
-            println!("pingora 0.9.1: LISTEN ORIGIN ROUTES [CERTIFICATE]");
+            println!("pingora 0.9.1");
             return;
         }
     };
