@@ -58,6 +58,7 @@ impl Daemon {
         unsafe {
             command.pre_exec(move || {
                 give_channel(theirs_fd)?;
+                keep_other_descriptors()?;
                 drop_privileges(ids)?;
                 die_with(keeper)
             });
@@ -156,6 +157,21 @@ fn give_channel(theirs: RawFd) -> io::Result<()> {
     check(done)
 }
 
+/// Whatever we were started with and is open in us, a file of root's perhaps, does not pass exec. What stands before
+/// the channel are the standard streams. Marked and not closed: std tells of a failed exec through one of them.
+fn keep_other_descriptors() -> io::Result<()> {
+    // SAFETY: the call takes three numbers.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            CHANNEL_FD + 1,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    check(marked as i32)
+}
+
 /// No capability in any set, another user, and no way back.
 fn drop_privileges(ids: Option<(u32, u32)>) -> io::Result<()> {
     // SAFETY: all of these take numbers, a null pointer with the length 0, or pointers to locals.
@@ -184,11 +200,12 @@ fn drop_privileges(ids: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// The daemon ends with its keeper, and Ctrl-C in a terminal is the keeper's alone to take.
+/// The daemon ends with its keeper, and Ctrl-C in a terminal is the keeper's alone to take. It has no terminal: into
+/// one that it had it could type, as root's shell hears it (TIOCSTI).
 fn die_with(keeper: u32) -> io::Result<()> {
     // SAFETY: the calls take numbers.
     unsafe {
-        check(libc::setpgid(0, 0))?;
+        check(libc::setsid())?;
         // After the change of user, which clears it.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         if libc::getppid() as u32 != keeper {
