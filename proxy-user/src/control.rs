@@ -30,6 +30,7 @@ use crate::datapath::Writer;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::{net, report, worker};
+use channel::Patience;
 use message::{Apply, Start, ToDaemon};
 use request::Request;
 use state::Control;
@@ -62,7 +63,8 @@ pub fn run(serve_admin: impl FnOnce(UnixListener, Handle)) -> Result<ExitCode> {
     }
     // SAFETY: it is open. The keeper put the channel there before it started us, and nobody else knows of it.
     let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) });
-    let first = channel::receive::<ToDaemon>(&channel).context("read from the keeper")?;
+    let first = channel::receive::<ToDaemon>(&channel, Patience::WITH_KEEPER)
+        .context("read from the keeper")?;
     let Some((ToDaemon::Apply(mut apply), mut descriptors)) = first else {
         bail!(by_nobody_else);
     };
@@ -187,7 +189,7 @@ fn listen_to_keeper(channel: Arc<UnixStream>) -> Result<mpsc::Receiver<(ToDaemon
     let (sender, receiver) = mpsc::channel(4);
     let listen = move || {
         loop {
-            match channel::receive(&channel) {
+            match channel::receive(&channel, Patience::WITH_KEEPER) {
                 Ok(Some(message)) => {
                     if sender.blocking_send(message).is_err() {
                         return;

@@ -12,11 +12,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::User;
 
 use crate::control::CHANNEL_FD;
-use crate::control::channel;
+use crate::control::channel::{self, Patience};
 use crate::control::message::{ToDaemon, ToKeeper};
 
-/// How long a message may take: a daemon that does not read for so long hangs.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A message may take so long: a daemon that needs longer to read or to say one hangs.
+const PATIENCE: Patience = Patience::with_daemon(Duration::from_secs(10));
 
 /// Variables that the daemon inherits; what the configuration needs of the environment comes with it.
 const ENVIRONMENT: [&str; 2] = ["RUST_BACKTRACE", "NO_COLOR"];
@@ -65,8 +65,6 @@ impl Daemon {
         }
         let child = command.spawn().context("start the daemon")?;
         let end = pidfd(child.id()).context("watch the daemon")?;
-        ours.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
-        ours.set_write_timeout(Some(MESSAGE_TIMEOUT))?;
         Ok(Self {
             child,
             end,
@@ -81,7 +79,7 @@ impl Daemon {
     /// # Errors
     /// It does not listen.
     pub fn say(&self, message: &ToDaemon, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        channel::send(&self.channel, message, descriptors)
+        channel::send(&self.channel, PATIENCE, message, descriptors)
     }
 
     /// What it said; `None` when it has closed its end. Waits: ask only when the channel is readable.
@@ -89,7 +87,7 @@ impl Daemon {
     /// # Errors
     /// It makes no sense, or stops in the middle.
     pub fn hear(&self) -> io::Result<Option<ToKeeper>> {
-        Ok(channel::receive(&self.channel)?.map(|(message, _)| message))
+        Ok(channel::receive(&self.channel, PATIENCE)?.map(|(message, _)| message))
     }
 
     /// Readable when it says something.
