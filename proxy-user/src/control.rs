@@ -11,7 +11,7 @@ mod state;
 pub mod status;
 
 use std::collections::BTreeMap;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use crate::datapath::Writer;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::{net, report, worker};
+use channel::Patience;
 use message::{Apply, Start, ToDaemon};
 use request::Request;
 use state::Control;
@@ -53,11 +54,19 @@ const QUEUE: usize = 256;
 pub fn run(serve_admin: impl FnOnce(UnixListener, Handle)) -> Result<ExitCode> {
     // It was started as /proc/self/exe, and would be called `exe`.
     let _ = nix::sys::prctl::set_name(c"sluice");
-    // SAFETY: the keeper put the channel there before it started us, and nobody else knows of it.
+    // Private keys are in our memory: other processes of our user may be `nobody`'s as well, and neither they may look
+    // into it, nor may it lie around in a core dump.
+    nix::sys::prctl::set_dumpable(false).context("protect the memory of this process")?;
+    let by_nobody_else = "this command is started by `sluice run` and by nobody else";
+    if !is_socket(CHANNEL_FD) {
+        bail!(by_nobody_else);
+    }
+    // SAFETY: it is open. The keeper put the channel there before it started us, and nobody else knows of it.
     let channel = UnixStream::from(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) });
-    let first = channel::receive::<ToDaemon>(&channel).context("read from the keeper")?;
+    let first = channel::receive::<ToDaemon>(&channel, Patience::WITH_KEEPER)
+        .context("read from the keeper")?;
     let Some((ToDaemon::Apply(mut apply), mut descriptors)) = first else {
-        bail!("this command is started by `sluice run` and by nobody else");
+        bail!(by_nobody_else);
     };
     let start = apply
         .start
@@ -75,6 +84,15 @@ pub fn run(serve_admin: impl FnOnce(UnixListener, Handle)) -> Result<ExitCode> {
         serve_admin(admin, Handle::new(requests));
         serve(control, reports, queue, (apply, sockets)).await
     })
+}
+
+/// Whether a descriptor is open, and a socket.
+fn is_socket(descriptor: RawFd) -> bool {
+    // SAFETY: `stat` is plain data, which the kernel writes into a local.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstat(descriptor, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    }
 }
 
 /// Puts the parts together; no worker runs yet.
@@ -171,7 +189,7 @@ fn listen_to_keeper(channel: Arc<UnixStream>) -> Result<mpsc::Receiver<(ToDaemon
     let (sender, receiver) = mpsc::channel(4);
     let listen = move || {
         loop {
-            match channel::receive(&channel) {
+            match channel::receive(&channel, Patience::WITH_KEEPER) {
                 Ok(Some(message)) => {
                     if sender.blocking_send(message).is_err() {
                         return;

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -192,20 +192,7 @@ fn daemon_user(name: Option<&str>) -> Result<Option<User>> {
 /// It is somebody else's, or its folder cannot be made.
 pub fn hold_instance(instance: &str) -> Result<Flock<File>> {
     let folder = runtime_folder(instance);
-    let mut builder = fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .with_context(|| format!("make {}", folder.display()))?;
-    let path = folder.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
+    let (file, path) = open_lock(&folder)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0)?;
@@ -222,6 +209,42 @@ pub fn hold_instance(instance: &str) -> Result<Flock<File>> {
         }
         Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
+}
+
+/// The lock in an instance's folder, with its path; both are made where they are missing. Others may neither have laid
+/// the folder out for us, as they can below `/tmp`, nor hold the lock in our stead: flock(2) asks for no right to write.
+fn open_lock(folder: &Path) -> Result<(File, PathBuf)> {
+    let own = Uid::effective();
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(if own.is_root() { 0o755 } else { 0o700 })
+        .create(folder)
+        .with_context(|| format!("make {}", folder.display()))?;
+    for folder in folder.ancestors().take(2) {
+        let found = fs::symlink_metadata(folder)
+            .with_context(|| format!("look at {}", folder.display()))?;
+        if !found.is_dir() || found.uid() != own.as_raw() || found.mode() & 0o022 != 0 {
+            bail!(
+                "{} must be a folder of uid {own} that nobody else may write to: remove it, or see who made it",
+                folder.display()
+            );
+        }
+    }
+    let path = folder.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    // One that an earlier version made may be anybody's to open.
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protect {}", path.display()))?;
+    Ok((file, path))
 }
 
 /// Whether a keeper of this instance runs.
@@ -339,4 +362,41 @@ fn admin_socket(path: &Path, user: Option<&User>) -> Result<AdminSocket> {
         listener,
         path: path.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_ours_alone_and_no_link_to_something_else() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        let folder = place.path().join("sluice").join("main");
+        let (file, path) = open_lock(&folder)?;
+        assert_eq!(file.metadata()?.mode() & 0o777, 0o600);
+        let precious = place.path().join("precious");
+        fs::write(&precious, "precious")?;
+        fs::remove_file(&path)?;
+        std::os::unix::fs::symlink(&precious, &path)?;
+        assert!(open_lock(&folder).is_err());
+        assert_eq!(fs::read_to_string(&precious)?, "precious");
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_that_somebody_else_laid_out_is_refused() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        let outer = place.path().join("sluice");
+        let folder = outer.join("main");
+        fs::create_dir_all(&folder)?;
+        fs::set_permissions(&outer, fs::Permissions::from_mode(0o777))?;
+        let refused = open_lock(&folder).expect_err("others may write there");
+        assert!(refused.to_string().contains("nobody else"), "{refused:#}");
+        fs::remove_dir_all(&outer)?;
+        let elsewhere = place.path().join("elsewhere");
+        fs::create_dir_all(elsewhere.join("main"))?;
+        std::os::unix::fs::symlink(&elsewhere, &outer)?;
+        assert!(open_lock(&folder).is_err(), "it leads somewhere else");
+        Ok(())
+    }
 }

@@ -79,6 +79,17 @@ fn wrong_use_has_an_exit_code_of_its_own() -> Result<()> {
 }
 
 #[test]
+fn the_daemon_is_started_by_its_keeper_and_says_so_to_others() -> Result<()> {
+    let done = sluice_with(&["daemon"])?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(
+        done.status.code() == Some(1) && said.contains("sluice run"),
+        "{done:?}"
+    );
+    Ok(())
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() -> Result<()> {
     let done = check(Path::new("/nowhere/sluice.toml"))?;
     let said = String::from_utf8_lossy(&done.stderr);

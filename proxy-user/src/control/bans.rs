@@ -15,6 +15,9 @@ use crate::offload::Denied;
 /// The name that bans made by hand go by.
 pub const OPERATOR: &str = "operator";
 
+/// Most bans where no kernel half says how many it has room for: the next daemon must be told of all of them.
+const BANS_MAX: usize = proxy_ebpf::abi::size::BANS as usize;
+
 /// Longest ban.
 const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -67,7 +70,7 @@ impl Bans {
     /// Refuses a source from now on for `duration`. One that is banned already stays so for the longer of the two.
     ///
     /// # Errors
-    /// The kernel's table is full; an address that means no single source.
+    /// The table is full, in the kernel or here; an address that means no single source.
     pub fn add(
         &mut self,
         datapath: Option<&mut Writer>,
@@ -88,11 +91,15 @@ impl Bans {
         {
             return Ok(());
         }
-        if let Some(datapath) = datapath {
-            datapath.ban(source, until_ns, (rule != OPERATOR).then_some(rule))?;
+        match datapath {
+            Some(datapath) => datapath.ban(source, until_ns, (rule != OPERATOR).then_some(rule))?,
+            None if self.table.len() >= BANS_MAX && !self.table.contains_key(&source) => {
+                bail!("there are {BANS_MAX} bans, and no room for more")
+            }
+            None => {}
         }
         self.table.insert(source, (until_ns, rule.to_owned()));
-        self.publish();
+        self.denied.insert(source, until_ns);
         Ok(())
     }
 
@@ -117,12 +124,14 @@ impl Bans {
     /// The system refuses to write the map.
     pub fn sweep(&mut self, datapath: Option<&mut Writer>) -> Result<()> {
         let now_ns = coarse_now_ns();
-        let before = self.table.len();
-        self.table.retain(|_, (until_ns, _)| *until_ns > now_ns);
-        if self.table.len() != before {
-            self.publish();
+        // Only then is the kernel's table read, a system call or two for each ban.
+        if self.table.values().all(|(until_ns, _)| *until_ns > now_ns) {
+            return Ok(());
         }
-        datapath.map_or(Ok(()), Writer::sweep_bans)
+        datapath.map_or(Ok(()), Writer::sweep_bans)?;
+        self.table.retain(|_, (until_ns, _)| *until_ns > now_ns);
+        self.publish();
+        Ok(())
     }
 
     /// Every ban, as the next daemon wants to know it.
@@ -141,16 +150,18 @@ impl Bans {
     /// Every ban, by address.
     pub fn list(&self, datapath: Option<&Writer>) -> Vec<BanStatus> {
         let now_ns = coarse_now_ns();
-        let kernel = datapath.map(|datapath| datapath.bans().unwrap_or_default());
+        let kernel = datapath.map(|datapath| {
+            let bans = datapath.bans().unwrap_or_default().into_iter();
+            bans.map(|ban| (ban.source, ban.dropped))
+                .collect::<BTreeMap<_, _>>()
+        });
         let status = |(source, (until_ns, rule)): (&IpAddr, &(u64, String))| BanStatus {
             source: *source,
             rule: rule.clone(),
             ends_in_ms: until_ns.saturating_sub(now_ns) / 1_000_000,
-            packets_dropped: kernel.as_ref().map(|bans| {
-                bans.iter()
-                    .find(|ban| ban.source == *source)
-                    .map_or(0, |ban| ban.dropped)
-            }),
+            packets_dropped: kernel
+                .as_ref()
+                .map(|dropped| dropped.get(source).copied().unwrap_or(0)),
         };
         self.table
             .iter()
@@ -201,6 +212,23 @@ mod tests {
             )
             .is_err()
         );
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_datapath_too_there_is_an_end_to_bans() -> Result<()> {
+        let mut bans = Bans::adopt(Arc::default(), None, &[])?;
+        let source = |n: usize| IpAddr::from((n as u32 + 1).to_be_bytes());
+        for n in 0..BANS_MAX {
+            bans.add(None, source(n), "fair-use", Duration::from_secs(60))?;
+        }
+        assert!(
+            bans.add(None, source(BANS_MAX), OPERATOR, Duration::from_secs(60))
+                .is_err()
+        );
+        // One that is there can still be made longer.
+        bans.add(None, source(0), OPERATOR, Duration::from_secs(600))?;
+        assert_eq!(bans.count(), BANS_MAX as u64);
         Ok(())
     }
 

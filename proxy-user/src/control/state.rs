@@ -333,7 +333,8 @@ impl Control {
     }
 
     fn say(&self, message: &ToKeeper) -> Result<()> {
-        channel::send(&self.channel, message, &[]).context("write to the keeper")
+        channel::send(&self.channel, channel::Patience::WITH_KEEPER, message, &[])
+            .context("write to the keeper")
     }
 }
 

@@ -64,6 +64,23 @@ pub struct Names {
     pub rules: BTreeMap<String, u32>,
 }
 
+impl Names {
+    /// Without ids that these maps do not have, and without two names for one id: what is remembered comes from a file,
+    /// and before that from a daemon that may have been somebody else's.
+    pub fn within(mut self, capacity: &Capacity) -> Self {
+        let listeners = u32::try_from(capacity.listeners).unwrap_or(u32::MAX);
+        for (ids, end) in [
+            (&mut self.listeners, listeners),
+            (&mut self.upstreams, capacity.upstreams),
+            (&mut self.rules, abi::size::RULES),
+        ] {
+            let mut seen = BTreeSet::new();
+            ids.retain(|_, id| (1..end).contains(id) && seen.insert(*id));
+        }
+        self
+    }
+}
+
 /// How much the maps can hold.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {

@@ -112,7 +112,7 @@ impl Writer {
             flows_counted: None,
             state: State {
                 capacity,
-                names,
+                names: names.within(&capacity),
                 listeners: BTreeMap::new(),
                 upstreams: BTreeMap::new(),
                 endpoints: BTreeMap::new(),

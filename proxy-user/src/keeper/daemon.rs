@@ -12,11 +12,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::User;
 
 use crate::control::CHANNEL_FD;
-use crate::control::channel;
+use crate::control::channel::{self, Patience};
 use crate::control::message::{ToDaemon, ToKeeper};
 
-/// How long a message may take: a daemon that does not read for so long hangs.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A message may take so long: a daemon that needs longer to read or to say one hangs.
+const PATIENCE: Patience = Patience::with_daemon(Duration::from_secs(10));
 
 /// Variables that the daemon inherits; what the configuration needs of the environment comes with it.
 const ENVIRONMENT: [&str; 2] = ["RUST_BACKTRACE", "NO_COLOR"];
@@ -58,14 +58,13 @@ impl Daemon {
         unsafe {
             command.pre_exec(move || {
                 give_channel(theirs_fd)?;
+                keep_other_descriptors()?;
                 drop_privileges(ids)?;
                 die_with(keeper)
             });
         }
         let child = command.spawn().context("start the daemon")?;
         let end = pidfd(child.id()).context("watch the daemon")?;
-        ours.set_read_timeout(Some(MESSAGE_TIMEOUT))?;
-        ours.set_write_timeout(Some(MESSAGE_TIMEOUT))?;
         Ok(Self {
             child,
             end,
@@ -80,7 +79,7 @@ impl Daemon {
     /// # Errors
     /// It does not listen.
     pub fn say(&self, message: &ToDaemon, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        channel::send(&self.channel, message, descriptors)
+        channel::send(&self.channel, PATIENCE, message, descriptors)
     }
 
     /// What it said; `None` when it has closed its end. Waits: ask only when the channel is readable.
@@ -88,7 +87,7 @@ impl Daemon {
     /// # Errors
     /// It makes no sense, or stops in the middle.
     pub fn hear(&self) -> io::Result<Option<ToKeeper>> {
-        Ok(channel::receive(&self.channel)?.map(|(message, _)| message))
+        Ok(channel::receive(&self.channel, PATIENCE)?.map(|(message, _)| message))
     }
 
     /// Readable when it says something.
@@ -156,6 +155,21 @@ fn give_channel(theirs: RawFd) -> io::Result<()> {
     check(done)
 }
 
+/// Whatever we were started with and is open in us, a file of root's perhaps, does not pass exec. What stands before
+/// the channel are the standard streams. Marked and not closed: std tells of a failed exec through one of them.
+fn keep_other_descriptors() -> io::Result<()> {
+    // SAFETY: the call takes three numbers.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            CHANNEL_FD + 1,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    check(marked as i32)
+}
+
 /// No capability in any set, another user, and no way back.
 fn drop_privileges(ids: Option<(u32, u32)>) -> io::Result<()> {
     // SAFETY: all of these take numbers, a null pointer with the length 0, or pointers to locals.
@@ -184,11 +198,12 @@ fn drop_privileges(ids: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// The daemon ends with its keeper, and Ctrl-C in a terminal is the keeper's alone to take.
+/// The daemon ends with its keeper, and Ctrl-C in a terminal is the keeper's alone to take. It has no terminal: into
+/// one that it had it could type, as root's shell hears it (TIOCSTI).
 fn die_with(keeper: u32) -> io::Result<()> {
     // SAFETY: the calls take numbers.
     unsafe {
-        check(libc::setpgid(0, 0))?;
+        check(libc::setsid())?;
         // After the change of user, which clears it.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
         if libc::getppid() as u32 != keeper {

@@ -45,6 +45,16 @@ impl Denied {
         table.get(&key).is_some_and(|until_ns| *until_ns > now_ns)
     }
 
+    /// One ban more, or the same until another time. Costs the same however many there are.
+    pub fn insert(&self, source: IpAddr, until_ns: u64) {
+        let key = key(source);
+        let bit = guard_bit(&key) as usize;
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.insert(key, until_ns);
+        self.filter[bit / 64].fetch_or(1 << (bit % 64), Relaxed);
+        self.count.store(table.len() as u64, Relaxed);
+    }
+
     /// Makes these the bans, and no others.
     pub fn replace(&self, bans: impl Iterator<Item = (IpAddr, u64)>) {
         let bans: HashMap<Address, u64> = bans
@@ -94,5 +104,9 @@ mod tests {
         assert!(!denied.denies(bad, 99) && denied.denies(good, 99));
         denied.replace(std::iter::empty());
         assert!(!denied.denies(good, 99));
+        denied.insert(bad, 100);
+        denied.insert(good, 100);
+        denied.insert(good, 50);
+        assert!(denied.denies(bad, 99) && denied.denies(good, 49) && !denied.denies(good, 50));
     }
 }

@@ -1,9 +1,11 @@
 //! The life of both processes: signals, deaths, and what the next one finds.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 use rig::field::{ATTACKER_V4, L4_V4, WEB_V4};
 use rig::http::KeepAlive;
@@ -146,4 +148,31 @@ pub fn the_keeper_has_the_capabilities_that_it_needs_and_no_other(stage: &mut St
     }
     ensure!(status.contains("CapInh:\t0000000000000000"), "{status}");
     stage.end(sluice)
+}
+
+pub fn the_daemon_has_no_terminal_no_file_of_the_keepers_starter_and_no_onlooker(
+    stage: &mut Stage,
+) -> Result<()> {
+    let secret = stage.path()?.with_file_name("secret");
+    fs::write(&secret, "canary")?;
+    let open = fs::File::open(&secret)?;
+    // As a shell or a service manager would leave it open.
+    fcntl(&open, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let sluice = stage.start(PLAIN, &[])?;
+    drop(open);
+    let (keeper, daemon) = (sluice.keeper_pid(), sluice.daemon()?);
+    let holds = |pid: u32| -> Result<bool> {
+        let mut files = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        Ok(files.any(|file| fs::read_link(file.path()).is_ok_and(|link| link == secret)))
+    };
+    ensure!(holds(keeper)?, "the keeper did not inherit it either");
+    ensure!(!holds(daemon)?, "the daemon holds {}", secret.display());
+    let stat = fs::read_to_string(format!("/proc/{daemon}/stat"))?;
+    // Fields behind the name (proc(5)): state, parent, group, session.
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '));
+    let session = fields.and_then(|mut fields| fields.nth(3));
+    ensure!(session == Some(daemon.to_string().as_str()), "{stat}");
+    let memory = fs::metadata(format!("/proc/{daemon}/mem"))?;
+    ensure!(memory.uid() == 0, "its user's processes may read it");
+    sluice.stop()
 }

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             a_killed_keeper_takes_its_daemon_along_and_a_new_one_adopts_the_rest,
             maps_of_another_size_are_not_adopted,
             the_keeper_has_the_capabilities_that_it_needs_and_no_other,
+            the_daemon_has_no_terminal_no_file_of_the_keepers_starter_and_no_onlooker,
             a_ban_by_hand_stops_that_source_and_ends_by_itself,
             a_ban_closes_what_the_source_has_open_with_and_without_a_datapath,
             a_ban_of_an_ipv6_source_is_as_wide_as_its_network,

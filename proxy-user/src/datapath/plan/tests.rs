@@ -349,3 +349,36 @@ fn flows_survive_a_source_that_is_added_and_nothing_else() {
     assert!(!keeps_flows(&before, &of(None)));
     assert!(keeps_flows(&of(None), &before));
 }
+
+#[test]
+fn remembered_ids_that_the_maps_do_not_have_are_given_anew() {
+    let wanted = Wanted {
+        listeners: vec![forward("a", 80, 0), forward("b", 81, 1)],
+        upstreams: vec![upstream("x", [1]), upstream("y", [2])],
+        nat: nat(),
+        rules: vec!["r".to_owned(), "s".to_owned()],
+    };
+    let forged = |pairs: [(&str, u32); 2]| {
+        let owned = pairs.map(|(name, id)| (name.to_owned(), id));
+        owned.into_iter().collect::<BTreeMap<_, _>>()
+    };
+    let names = Names {
+        listeners: forged([("a", u32::MAX), ("b", 16)]),
+        upstreams: forged([("x", 3), ("y", 3)]),
+        rules: forged([("r", 0), ("s", abi::size::RULES)]),
+    };
+    let state = State {
+        names: names.within(&empty().capacity),
+        ..empty()
+    };
+    let (_, next) = planned(&state, &wanted);
+    for (ids, end) in [
+        (&next.names.listeners, 16),
+        (&next.names.upstreams, 8),
+        (&next.names.rules, abi::size::RULES),
+    ] {
+        let distinct: BTreeSet<u32> = ids.values().copied().collect();
+        assert_eq!(distinct.len(), 2, "{ids:?}");
+        assert!(distinct.iter().all(|id| (1..end).contains(id)), "{ids:?}");
+    }
+}

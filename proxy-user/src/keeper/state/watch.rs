@@ -16,6 +16,9 @@ use crate::keeper::daemon::Daemon;
 /// How long a daemon that says nothing more may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Messages of a daemon that has ended.
+const LAST_WORDS_MAX: usize = 16;
+
 impl Keeper {
     pub(super) fn listen(&mut self) {
         let Some(daemon) = &mut self.daemon else {
@@ -111,12 +114,15 @@ impl Keeper {
 
     /// The daemon has ended; the exit code, where that is the end of us as well.
     pub(super) fn daemon_ended(&mut self) -> Result<Option<ExitCode>> {
-        // What it said last still counts.
-        while self
-            .daemon
-            .as_ref()
-            .is_some_and(|daemon| readable(daemon.channel()))
-        {
+        // What it said last still counts. A process that it left behind may go on talking, and is not listened to for ever.
+        for _ in 0..LAST_WORDS_MAX {
+            if !self
+                .daemon
+                .as_ref()
+                .is_some_and(|daemon| readable(daemon.channel()))
+            {
+                break;
+            }
             let before = self.daemon.as_ref().map(Daemon::pid);
             match self.daemon.as_ref().map(Daemon::hear) {
                 Some(Ok(Some(ToKeeper::Refused {
