@@ -102,9 +102,10 @@ pub struct Reports {
 impl Reports {
     /// What there is, as far as it goes at a time: a flood does not keep control here. What is left rings again.
     pub fn take(&self) -> Vec<Report> {
-        // Before the queue is read: whoever sends from now on rings.
-        self.bell.rung.store(false, Ordering::Release);
+        // In this order. Were the event read last, it would swallow a ring of this very moment, and the bell would count as
+        // rung for ever. And a swap, not a store: it sees what was sent before a ring that found the bell rung already.
         let _ = self.bell.event.read();
+        self.bell.rung.swap(false, Ordering::AcqRel);
         let taken: Vec<Report> = self.queue.try_iter().take(QUEUE_MAX).collect();
         if taken.len() == QUEUE_MAX {
             self.bell.ring();
@@ -162,6 +163,34 @@ mod tests {
             consumer: 0,
         });
         assert_eq!(metrics.reports_dropped.value(), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn no_report_waits_for_the_next_one_however_sending_and_taking_meet() -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        const COUNT: u16 = 60_000;
+        let (queue, reports) = Queue::new()?;
+        let metrics = Arc::new(metric::Worker::default());
+        let sender = queue.sender(Arc::clone(&metrics));
+        let sending = std::thread::spawn(move || {
+            for port in 0..COUNT {
+                let address = SocketAddr::from(([192, 0, 2, 1], port));
+                sender.send(Report::EndpointFailed { address });
+                // Now and then the other side catches up, and goes to sleep.
+                if port % 7 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut taken = 0;
+        while taken + metrics.reports_dropped.value() < u64::from(COUNT) {
+            let mut polled = [PollFd::new(reports.as_fd(), PollFlags::POLLIN)];
+            let woken = poll(&mut polled, PollTimeout::from(5_000u16))?;
+            assert!(woken > 0, "asleep, and {taken} of {COUNT} taken");
+            taken += reports.take().len() as u64;
+        }
+        assert!(sending.join().is_ok());
         Ok(())
     }
 
