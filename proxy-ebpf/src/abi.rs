@@ -451,7 +451,7 @@ impl FlowKey {
 pub struct NatFlow {
     /// The key under which `FLOWS` holds this index; all zero = the port was never used.
     pub key: FlowKey,
-    /// Endpoint id.
+    /// Endpoint id; 0 while the port changes hands. It and the interface are one aligned word, written as one then.
     pub endpoint: u32,
     /// The interface and MACs that lead back to the client: where its packet came from.
     pub client_ifindex: u32,
@@ -471,6 +471,7 @@ pub struct NatFlow {
     pub client_tags: u64,
 }
 const _: () = assert!(size_of::<NatFlow>() == 88);
+const _: () = assert!(core::mem::offset_of!(NatFlow, endpoint) % 8 == 0);
 
 /// What a NAT flow has seen.
 pub mod flow_state {

@@ -4,7 +4,7 @@
 //! that returns the operand (LLVM 22, bpf target); a fixture test keeps watch on it.
 
 use core::intrinsics::{
-    AtomicOrdering::AcqRel, AtomicOrdering::Acquire, atomic_cxchg, atomic_xadd,
+    AtomicOrdering::AcqRel, AtomicOrdering::Acquire, atomic_cxchg, atomic_xadd, atomic_xchg,
 };
 
 /// Adds and returns the value before.
@@ -28,4 +28,15 @@ pub unsafe fn replace(value: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's promise.
     let (before, _) = unsafe { atomic_cxchg::<u64, { AcqRel }, { Acquire }>(value, old, new) };
     before == old
+}
+
+/// Writes a value that nobody sees before what was written earlier, nor after what is written later.
+///
+/// # Safety
+///
+/// As for `fetch_add`.
+#[inline(always)]
+pub unsafe fn publish(value: *mut u64, new: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xchg::<u64, { AcqRel }>(value, new) };
 }

@@ -2,7 +2,8 @@
 //!
 //! A flow is one entry in `NAT_FLOWS`, at the index of its port, and one key in `FLOWS` that leads there. The way
 //! back needs no key: the port is the index. Both checks of an entry (the key on the way out, the endpoint on the
-//! way back) make a port that is taken over in this very moment look like a miss, never like somebody else's flow.
+//! way back) make a port that is taken over in this very moment look like a miss, never like somebody else's flow:
+//! while its key changes it has no endpoint, and the way back asks for the endpoint before it reads the key and after.
 
 use core::num::NonZeroU64;
 
@@ -82,13 +83,17 @@ pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Dec
     }
     let index = nat.flow_index(source, packet.protocol, offset);
     let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
+    // SAFETY: as in `forward`; read anew each time, for another CPU may take the port over meanwhile.
+    let endpoint_now = move || unsafe { (&raw const (*flow).endpoint).read_volatile() };
     // SAFETY: as in `forward`.
     let flow = unsafe { &mut *flow };
     if flow.seen_ns == 0 || flow.key.protocol != packet.protocol {
         return Err(Verdict::NotOurs);
     }
-    let endpoint = ENDPOINTS.get(flow.endpoint).ok_or(Verdict::Inconsistent)?;
-    if !endpoint.address.is(&packet.source)
+    let id = endpoint_now();
+    let endpoint = ENDPOINTS.get(id).ok_or(Verdict::Inconsistent)?;
+    if id == 0
+        || !endpoint.address.is(&packet.source)
         || u16::from_ne_bytes(endpoint.port) != u16::from_ne_bytes(packet.source_port)
     {
         return Err(Verdict::NotOurs);
@@ -102,6 +107,12 @@ pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Dec
         source_mac: flow.edge_mac,
         destination_mac: flow.client_mac,
     };
+    // Between both looks lies a call of the kernel's, which no read of the key is moved across.
+    // SAFETY: the helper takes nothing.
+    let _ = unsafe { bpf_jiffies64() };
+    if endpoint_now() != id {
+        return Err(Verdict::NotOurs);
+    }
     let (ifindex, tags) = (flow.client_ifindex, Tags(flow.client_tags));
     if !matches!(packet.part, Part::Error) {
         note(flow, packet, Side::Endpoint);
@@ -158,10 +169,13 @@ fn open(
     let (index, flow) = allocate(nat, v4, packet.protocol)?;
     // SAFETY: the port was claimed for us alone.
     unsafe {
+        let way = (&raw mut (*flow).endpoint).cast::<u64>();
+        atomic::publish(way, 0);
         (*flow).key = *key;
-        (*flow).endpoint = endpoint;
         (*flow).state = 0;
         (*flow).seen_jiffies = bpf_jiffies64();
+        // The interface is noted with the client's packet.
+        atomic::publish(way, bytemuck::must_cast([endpoint, 0u32]));
     }
     if FLOWS.insert(key, index as u64, BPF_NOEXIST as u64).is_ok() {
         return Ok(flow);
