@@ -104,7 +104,7 @@ impl Case {
 
     /// Seconds that a round takes in all: start, warming up, the round itself, the end. As found on two cores of a virtual machine.
     fn round_s(&self, window_s: f64) -> f64 {
-        const AROUND_S: f64 = 1.3;
+        const AROUND_S: f64 = 0.9;
         match self.work {
             Work::Exchanges(_) | Work::Datagrams => AROUND_S + window_s,
             Work::Transfer(_) => AROUND_S + 1.5,

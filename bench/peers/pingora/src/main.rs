@@ -69,7 +69,8 @@ fn main() {
     match certificate {
         None => service.add_tcp(listen),
         Some(file) => {
-            let settings = TlsSettings::intermediate(file, file).expect("a certificate and its key in one file");
+            let settings = TlsSettings::intermediate(file, file)
+                .expect("a certificate and its key in one file");
             service.add_tls_with_settings(listen, None, settings);
         }
     }
