@@ -69,6 +69,7 @@ pub struct Datapath {
     pub interfaces: Vec<String>,
     pub mode: DatapathMode,
     pub nat: Option<Nat>,
+    pub tunnel: Option<Tunnel>,
     pub at: Origin,
 }
 
@@ -88,6 +89,14 @@ pub struct Nat {
     pub source: Vec<IpAddr>,
     /// First and last port, both included.
     pub ports: (u16, u16),
+    pub at: Origin,
+}
+
+/// Addresses that packets inside others leave from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tunnel {
+    /// One of a family at most.
+    pub source: Vec<IpAddr>,
     pub at: Origin,
 }
 
@@ -119,8 +128,57 @@ pub struct ListenAddress {
 pub enum ListenerMode {
     /// L7: HTTP, over TLS where `tls` is there.
     Serve { tls: Option<ListenerTls> },
-    /// L4, in the kernel, to the upstream of this index, by NAT.
-    Forward { upstream: usize },
+    /// L4, in the kernel, to the upstream of this index.
+    Forward {
+        upstream: usize,
+        via: Via,
+        fragments: Fragments,
+    },
+}
+
+/// How a packet that is forwarded reaches its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// Addresses and ports written anew, and the answers too.
+    Nat,
+    /// As it came, to the endpoint's MAC. The endpoint has the listener's address and answers the client by itself.
+    Direct,
+    /// The same inside another IP packet (RFC 2003, RFC 2473).
+    Ipip,
+    /// The same inside UDP, by generic UDP encapsulation.
+    Gue,
+}
+
+/// What becomes of fragments of a listener that forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragments {
+    /// Later ones follow the first.
+    Follow,
+    /// To Linux.
+    Pass,
+    Drop,
+}
+
+impl Via {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Direct => "direct",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+
+    /// Whether packets travel inside others, which leave from the addresses of `datapath.tunnel`.
+    pub const fn wraps(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
+    /// Whether the endpoint may be of another family than the packet: all but NAT leave it as it is.
+    pub const fn crosses_families(self) -> bool {
+        !matches!(self, Self::Nat)
+    }
 }
 
 /// TLS of a `serve = "https"` listener.

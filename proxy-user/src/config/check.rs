@@ -242,7 +242,7 @@ impl<'s> Whole<'s> {
             }
         }
         for draft in self.good_listeners() {
-            if let ListenerMode::Forward { upstream } = draft.listener.mode {
+            if let ListenerMode::Forward { upstream, .. } = draft.listener.mode {
                 upstreams.insert(upstream);
             }
         }

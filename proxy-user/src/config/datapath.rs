@@ -1,4 +1,4 @@
-//! `[datapath]`: interfaces, mode and NAT of the kernel half.
+//! `[datapath]`: interfaces and mode of the kernel half, and what its ways of forwarding leave from.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use proxy_ebpf::abi::size::NAT_SOURCES;
 
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Datapath, DatapathMode, Nat, Origin};
+use super::{Datapath, DatapathMode, Nat, Origin, Tunnel};
 use crate::tunable::unit::shown;
 
 /// Most interfaces, and the longest name of one (IFNAMSIZ without its end).
@@ -18,6 +18,7 @@ pub(super) struct DatapathDraft<'s> {
     pub datapath: Datapath,
     pub mode: Option<Spot<'s>>,
     pub nat: Option<Spot<'s>>,
+    pub tunnel: Option<Spot<'s>>,
     pub section: Option<Spot<'s>>,
 }
 
@@ -27,12 +28,14 @@ pub(super) fn absent<'s>() -> DatapathDraft<'s> {
         interfaces: Vec::new(),
         mode: DatapathMode::Auto,
         nat: None,
+        tunnel: None,
         at: Origin::Default,
     };
     DatapathDraft {
         datapath,
         mode: None,
         nat: None,
+        tunnel: None,
         section: None,
     }
 }
@@ -53,12 +56,18 @@ pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
         .map_or(Some(DatapathMode::Auto), |value| value.word(&words, &[]));
     let nat = section.find("nat");
     let parsed_nat = nat.as_ref().map(self::nat);
+    let tunnel = section.find("tunnel");
+    let parsed_tunnel = tunnel.as_ref().map(self::tunnel);
     section.finish();
     let datapath = Datapath {
         interfaces: interfaces?,
         mode: parsed_mode?,
         nat: match parsed_nat {
             Some(nat) => Some(nat?),
+            None => None,
+        },
+        tunnel: match parsed_tunnel {
+            Some(tunnel) => Some(tunnel?),
             None => None,
         },
         at: section.spot.origin(),
@@ -68,6 +77,7 @@ pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
         datapath,
         mode: spot(mode),
         nat: spot(nat),
+        tunnel: spot(tunnel),
         section: Some(section.spot),
     })
 }
@@ -113,7 +123,7 @@ fn nat(value: &Value<'_>) -> Option<Nat> {
     let section = value.section()?;
     let source = section
         .need("source", "source = [\"10.0.0.1\"]")
-        .and_then(|value| sources(&value));
+        .and_then(|value| sources(&value, NAT_SOURCES));
     let ports = section
         .need("ports", "ports = \"20000-59999\"")
         .and_then(|value| value.parsed(parse_ports));
@@ -125,14 +135,29 @@ fn nat(value: &Value<'_>) -> Option<Nat> {
     })
 }
 
-fn sources(value: &Value<'_>) -> Option<Vec<IpAddr>> {
+/// `tunnel = { source = [...] }`: a packet inside another leaves from the address of its endpoint's family.
+fn tunnel(value: &Value<'_>) -> Option<Tunnel> {
+    let section = value.section()?;
+    let found = section.need("source", "source = [\"10.0.0.1\"]");
+    let source = found.as_ref().and_then(|value| sources(value, 2));
+    section.finish();
+    let (source, found) = (source?, found?);
+    if source.len() == 2 && source[0].is_ipv4() == source[1].is_ipv4() {
+        let message = "`tunnel` has two sources of the same family, and packets leave from one";
+        return found.spot.refuse(message, "", None);
+    }
+    Some(Tunnel {
+        source,
+        at: value.spot.origin(),
+    })
+}
+
+fn sources(value: &Value<'_>, max: usize) -> Option<Vec<IpAddr>> {
     let items = value.one_or_more()?;
-    if items.is_empty() || items.len() > NAT_SOURCES {
-        return value.spot.refuse(
-            format!("`source` is 1 to {NAT_SOURCES} addresses"),
-            "",
-            None,
-        );
+    if items.is_empty() || items.len() > max {
+        return value
+            .spot
+            .refuse(format!("`source` is 1 to {max} addresses"), "", None);
     }
     let (mut sources, mut is_good) = (Vec::new(), true);
     for item in &items {

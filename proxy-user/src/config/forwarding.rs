@@ -1,12 +1,14 @@
-//! What a listener that forwards needs: a kernel half, NAT, sources of the right family, ports that are free.
+//! What a listener that forwards needs: a kernel half, sources of the right family, ports that fit and are free.
 
 use std::net::IpAddr;
 
 use super::check::Whole;
+use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
 use super::problem::Spot;
-use super::{DatapathMode, ListenerMode, Nat, Upstream};
+use super::{DatapathMode, Endpoint, ListenerMode, Nat, Upstream, Via};
 
+const TUNNEL_EXAMPLE: &str = "tunnel = { source = [\"10.0.0.1\"] }";
 const NAT_EXAMPLE: &str = "nat = { source = [\"10.0.0.1\"], ports = \"20000-59999\" }";
 
 impl<'s> Whole<'s> {
@@ -15,25 +17,50 @@ impl<'s> Whole<'s> {
         let Some(draft) = &self.datapath else { return };
         let forwarding: Vec<_> = self
             .good_listeners()
-            .filter(|draft| matches!(draft.listener.mode, ListenerMode::Forward { .. }))
+            .filter_map(|draft| match draft.listener.mode {
+                ListenerMode::Forward { via, .. } => Some((draft, via)),
+                ListenerMode::Serve { .. } => None,
+            })
             .collect();
-        if let Some(first) = forwarding.first() {
-            self.check_kernel_half(first);
+        if let Some((first, via)) = forwarding.first() {
+            self.check_kernel_half(first, *via);
         }
-        for listener in &forwarding {
-            self.check_families(listener);
+        let nat = forwarding.iter().find(|(_, via)| *via == Via::Nat);
+        if let Some((first, _)) = nat.filter(|_| draft.datapath.nat.is_none()) {
+            let label = format!("write {NAT_EXAMPLE}");
+            refuse_without(draft, "nat", "a listener forwards via nat", &label, first);
+        }
+        let wrapped = forwarding.iter().find(|(_, via)| via.wraps());
+        if let Some((first, via)) = wrapped.filter(|_| draft.datapath.tunnel.is_none()) {
+            let needed = format!("a listener forwards via {}", via.word());
+            let label = format!("write {TUNNEL_EXAMPLE}");
+            refuse_without(draft, "tunnel", &needed, &label, first);
+        }
+        for (listener, via) in &forwarding {
+            match via {
+                Via::Nat => self.check_families(listener),
+                Via::Direct | Via::Ipip | Via::Gue => self.check_kept_ports(listener, *via),
+            }
+            if via.wraps() {
+                self.check_tunnel(listener);
+            }
         }
         if let (Some(nat), Some(spot)) = (&draft.datapath.nat, draft.nat) {
             self.check_nat(nat, spot);
         }
     }
 
-    /// There is a kernel half that is on, somewhere to attach it, and NAT.
-    fn check_kernel_half(&self, first: &ListenerDraft<'s>) {
+    /// There is a kernel half that is on, and somewhere to attach it.
+    fn check_kernel_half(&self, first: &ListenerDraft<'s>, via: Via) {
         let Some(draft) = &self.datapath else { return };
         let (datapath, forwards) = (&draft.datapath, "it forwards");
         let Some(section) = draft.section else {
-            let help = format!("write [datapath] with interfaces = [\"eth0\"] and {NAT_EXAMPLE}");
+            let more = match via {
+                Via::Nat => format!(" and {NAT_EXAMPLE}"),
+                Via::Direct => String::new(),
+                Via::Ipip | Via::Gue => format!(" and {TUNNEL_EXAMPLE}"),
+            };
+            let help = format!("write [datapath] with interfaces = [\"eth0\"]{more}");
             let message = "this listener forwards in the kernel, and there is no [datapath]";
             return first
                 .section
@@ -57,23 +84,66 @@ impl<'s> Whole<'s> {
             }
             _ => {}
         }
-        if datapath.nat.is_none() {
-            let label = format!("write {NAT_EXAMPLE}");
-            section.refuse_with::<()>(
-                "[datapath] has no `nat`, and a listener forwards via nat",
-                &label,
-                first.section,
-                forwards,
-            );
+    }
+
+    /// A packet that goes on as it is arrives at the port that it came to.
+    fn check_kept_ports(&self, draft: &ListenerDraft<'s>, via: Via) {
+        let Some((upstream, upstream_spot)) = self.upstream_of(draft) else {
+            return;
+        };
+        for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
+            let port = address.socket.port();
+            let other = |endpoint: &&Endpoint| endpoint.address.port() != port;
+            if let Some(endpoint) = upstream.endpoints.iter().find(other) {
+                let message = format!(
+                    "the packet keeps its port {port} via {}, and an endpoint of `{}` is {}",
+                    via.word(),
+                    upstream.name,
+                    endpoint.address
+                );
+                spot.refuse_with::<()>(
+                    message,
+                    "",
+                    *upstream_spot,
+                    "its endpoints have this port too, or it is reached via nat",
+                );
+            }
+        }
+    }
+
+    /// A packet inside another leaves from an address of its endpoint's family.
+    fn check_tunnel(&self, draft: &ListenerDraft<'s>) {
+        let (Some(datapath), Some((upstream, upstream_spot))) =
+            (&self.datapath, self.upstream_of(draft))
+        else {
+            return;
+        };
+        let (Some(tunnel), Some(spot)) = (&datapath.datapath.tunnel, datapath.tunnel) else {
+            return;
+        };
+        for (is_v4, family) in [(true, "IPv4"), (false, "IPv6")] {
+            if has_endpoint(upstream, is_v4)
+                && !tunnel.source.iter().any(|source| source.is_ipv4() == is_v4)
+            {
+                let message = format!(
+                    "`tunnel` has no {family} source, and `{}` forwards to an {family} endpoint",
+                    draft.listener.name
+                );
+                spot.refuse_with::<()>(message, "", *upstream_spot, "forwarded to");
+            }
+        }
+    }
+
+    fn upstream_of(&self, draft: &ListenerDraft<'s>) -> Option<&(Upstream, Spot<'s>)> {
+        match draft.listener.mode {
+            ListenerMode::Forward { upstream, .. } => self.upstreams.get(upstream)?.as_ref(),
+            ListenerMode::Serve { .. } => None,
         }
     }
 
     /// NAT keeps the family: listener, endpoints and sources are of the same.
     fn check_families(&self, draft: &ListenerDraft<'s>) {
-        let ListenerMode::Forward { upstream } = draft.listener.mode else {
-            return;
-        };
-        let Some(Some((upstream, upstream_spot))) = self.upstreams.get(upstream) else {
+        let Some((upstream, upstream_spot)) = self.upstream_of(draft) else {
             return;
         };
         let Some(datapath) = &self.datapath else {
@@ -137,6 +207,21 @@ impl<'s> Whole<'s> {
             );
             spot.refuse::<()>(message, "ports x sources x 2 (TCP and UDP)", Some(help));
         }
+    }
+}
+
+/// A key of `[datapath]` is missing.
+fn refuse_without(
+    draft: &DatapathDraft<'_>,
+    key: &str,
+    needed: &str,
+    label: &str,
+    first: &ListenerDraft<'_>,
+) {
+    // Without a section that itself is what is told.
+    if let Some(section) = draft.section {
+        let message = format!("[datapath] has no `{key}`, and {needed}");
+        section.refuse_with::<()>(message, label, first.section, "it forwards");
     }
 }
 

@@ -5,7 +5,7 @@ use super::certificate::certificates;
 use super::context::Context;
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{ListenAddress, Listener, ListenerMode, ListenerTls, Protocol};
+use super::{Fragments, ListenAddress, Listener, ListenerMode, ListenerTls, Protocol, Via};
 
 /// Most addresses of one listener.
 const ADDRESSES_MAX: usize = 1024;
@@ -39,7 +39,7 @@ pub(super) fn listener<'s>(
     );
     let forwards = forward.is_some();
     let mode = match forward {
-        Some(forward) => forwarding(section, &forward, [serve, tls], context),
+        Some(forward) => forwarding(&forward, [serve, tls], context),
         None => serving(section, serve, tls, context),
     };
     section.finish();
@@ -77,7 +77,6 @@ fn addresses<'s>(value: &Value<'s>) -> Option<Vec<(ListenAddress, Spot<'s>)>> {
 
 /// `forward = { upstream = "...", via = "nat" }`: nothing of L7 beside it.
 fn forwarding<'s>(
-    section: &Section<'s>,
     forward: &Value<'s>,
     l7: [Option<Value<'s>>; 2],
     context: &Context<'s>,
@@ -97,14 +96,25 @@ fn forwarding<'s>(
     let upstream = inner
         .need("upstream", "upstream = \"app\"")
         .and_then(|value| context.upstreams.resolve(&value));
-    let via = inner.find("via").map_or(Some(()), |value| {
-        value.word(&[("nat", ())], &["direct", "ipip", "gue"])
-    });
+    let via = [Via::Nat, Via::Direct, Via::Ipip, Via::Gue].map(|via| (via.word(), via));
+    let via = inner
+        .find("via")
+        .map_or(Some(Via::Nat), |value| value.word(&via, &[]));
+    let fragments = [
+        ("follow", Fragments::Follow),
+        ("pass", Fragments::Pass),
+        ("drop", Fragments::Drop),
+    ];
+    let fragments = inner
+        .find("fragments")
+        .map_or(Some(Fragments::Follow), |value| value.word(&fragments, &[]));
     inner.finish();
-    let _ = section;
-    let upstream = upstream?;
-    via?;
-    is_good.then_some(ListenerMode::Forward { upstream })
+    let mode = ListenerMode::Forward {
+        upstream: upstream?,
+        via: via?,
+        fragments: fragments?,
+    };
+    is_good.then_some(mode)
 }
 
 fn serving<'s>(

@@ -119,7 +119,31 @@ fn the_full_example_loads_as_it_is_meant() {
     );
     assert_eq!(
         config.listeners[1].mode,
-        ListenerMode::Forward { upstream: 2 }
+        ListenerMode::Forward {
+            upstream: 2,
+            via: Via::Nat,
+            fragments: Fragments::Follow
+        }
+    );
+    let modes: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| &listener.mode)
+        .collect();
+    assert_eq!(
+        modes[3..],
+        [
+            &ListenerMode::Forward {
+                upstream: 2,
+                via: Via::Gue,
+                fragments: Fragments::Drop
+            },
+            &ListenerMode::Forward {
+                upstream: 2,
+                via: Via::Direct,
+                fragments: Fragments::Pass
+            },
+        ]
     );
     let weights: Vec<_> = config.upstreams[0]
         .endpoints

@@ -130,7 +130,9 @@ impl Facts<'_> {
             let (mode, upstream) = match &listener.mode {
                 ListenerMode::Serve { tls: None } => ("http", None),
                 ListenerMode::Serve { tls: Some(_) } => ("https", None),
-                ListenerMode::Forward { upstream } => ("forward", config.upstreams.get(*upstream)),
+                ListenerMode::Forward { upstream, .. } => {
+                    ("forward", config.upstreams.get(*upstream))
+                }
             };
             Listener {
                 name: listener.name.clone(),

@@ -26,12 +26,18 @@ pub struct Reach {
     pub ifindex: u32,
     pub mac: [u8; 6],
     pub source_mac: [u8; 6],
+    /// The longest IP packet that the link takes.
+    pub mtu_bytes: u16,
+    /// The same where another link of this host takes longer ones; 0 where none does.
+    pub plain_mtu_bytes: u16,
 }
 
 /// What is known of the way to each endpoint.
 #[derive(Default)]
 pub struct Neighbours {
     known: HashMap<IpAddr, Known>,
+    /// Those that are not reached through a gateway.
+    near: BTreeSet<IpAddr>,
 }
 
 #[derive(Default)]
@@ -48,6 +54,17 @@ impl Neighbours {
     /// Believes what a daemon before us found out, until the kernel says otherwise.
     pub fn believe(&mut self, address: IpAddr, reach: Reach) {
         self.known.entry(address).or_default().reach = reach;
+    }
+
+    /// From now on these are reached on a link of ours, or not at all.
+    pub fn keep_near(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.near = addresses;
+    }
+
+    /// The gateway that an address is behind, as far as is known.
+    pub fn gateway(&self, address: IpAddr) -> Option<IpAddr> {
+        let hop = self.known.get(&address)?.hop?;
+        (hop.address != address).then_some(hop.address)
     }
 
     /// How an address is reached, as far as is known.
@@ -85,7 +102,12 @@ impl Neighbours {
             let neighbour = known
                 .hop
                 .and_then(|hop| neighbours.get(&(hop.ifindex, hop.address)).copied());
-            let reach = reach(known.hop, neighbour, &links, known.reach);
+            let is_far = known.hop.is_some_and(|hop| hop.address != address);
+            let reach = if is_far && self.near.contains(&address) {
+                Reach::default()
+            } else {
+                reach(known.hop, neighbour, &links, known.reach)
+            };
             let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
             if known.hop.is_some()
                 && !proven
@@ -148,16 +170,33 @@ fn reach(
     if !link.up {
         return Reach::default();
     }
-    match neighbour {
-        Some(Neighbour { mac: Some(mac), .. }) => Reach {
-            ifindex: hop.ifindex,
-            mac,
-            source_mac: link.mac,
+    let there = |mac| Reach {
+        ifindex: hop.ifindex,
+        mac,
+        source_mac: link.mac,
+        mtu_bytes: mtu_bytes(link),
+        plain_mtu_bytes: if links.values().any(|other| brings_more(other, link)) {
+            mtu_bytes(link)
+        } else {
+            0
         },
+    };
+    match neighbour {
+        Some(Neighbour { mac: Some(mac), .. }) => there(mac),
         Some(Neighbour { failed: true, .. }) => Reach::default(),
-        _ if before.ifindex == hop.ifindex => before,
+        _ if before.ifindex == hop.ifindex => there(before.mac),
         _ => Reach::default(),
     }
+}
+
+/// Whether packets may come in by `other` that are too long for `link`. The loopback, which has no Ethernet address,
+/// brings none.
+fn brings_more(other: &Link, link: &Link) -> bool {
+    other.up && other.mac != [0; 6] && other.mtu > link.mtu
+}
+
+fn mtu_bytes(link: &Link) -> u16 {
+    u16::try_from(link.mtu).unwrap_or(u16::MAX)
 }
 
 /// Makes the kernel resolve the way to an address. Nobody needs to answer, so failing is no failure.
@@ -210,6 +249,8 @@ mod tests {
             ifindex: 3,
             mac: MAC,
             source_mac: OURS,
+            mtu_bytes: 1500,
+            plain_mtu_bytes: 0,
         };
         let none = Reach::default();
         assert_eq!(
@@ -226,6 +267,19 @@ mod tests {
             reach(Some(HOP), known(Some(MAC), false), &down, there),
             none
         );
+        // The loopback takes longer packets and brings none; another link does.
+        let mut jumbo = links();
+        let mut other = jumbo[&3].clone();
+        (other.index, other.mtu, other.mac) = (1, 65_536, [0; 6]);
+        jumbo.insert(1, other.clone());
+        assert_eq!(reach(Some(HOP), None, &jumbo, there), there);
+        (other.index, other.mtu, other.mac) = (4, 9000, OURS);
+        jumbo.insert(4, other);
+        let shorter = Reach {
+            plain_mtu_bytes: 1500,
+            ..there
+        };
+        assert_eq!(reach(Some(HOP), None, &jumbo, there), shorter);
         let moved = NextHop { ifindex: 4, ..HOP };
         assert_eq!(reach(Some(moved), None, &links(), there), none);
     }

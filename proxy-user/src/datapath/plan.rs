@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_ebpf::abi::{self, mode};
+use proxy_ebpf::abi::{self, mode, option};
 use proxy_ebpf::maglev::{self, Member};
 use serde::{Deserialize, Serialize};
 
 use super::{Full, address, port};
+
+/// Where endpoints expect generic UDP encapsulation (the port that IANA gave it).
+const GUE_PORT: u16 = 6080;
 
 /// What the kernel half shall do, in words of the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +18,8 @@ pub struct Wanted {
     pub listeners: Vec<WantedListener>,
     pub upstreams: Vec<WantedUpstream>,
     pub nat: Option<WantedNat>,
+    /// Sources of encapsulated packets; at most one of each family.
+    pub tunnel: Vec<IpAddr>,
     /// Names of rules that may ban.
     pub rules: Vec<String>,
 }
@@ -28,6 +33,8 @@ pub struct WantedListener {
     pub protocol: u8,
     /// Index into `Wanted::upstreams`, and the `mode` by which it forwards; `None` = handed up to a worker.
     pub upstream: Option<(usize, u32)>,
+    /// Bits of `abi::option`.
+    pub options: u32,
 }
 
 /// An upstream that a listener forwards to.
@@ -109,6 +116,7 @@ pub struct State {
     /// By id; the neighbour in them is not this plan's matter.
     pub endpoints: BTreeMap<u16, SocketAddr>,
     pub nat: abi::Nat,
+    pub tunnel: abi::Tunnel,
 }
 
 /// One write. Each is atomic for a packet, and the state after each is one that a packet may meet.
@@ -127,6 +135,7 @@ pub enum Write {
     Upstream(u32, abi::Upstream),
     /// NAT with its cursors left as they are.
     Nat(Box<abi::Nat>),
+    Tunnel(abi::Tunnel),
     /// Bits of these ports, in addition to those that are set.
     AddPorts {
         listener: BTreeSet<u16>,
@@ -155,6 +164,7 @@ pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full>
     };
     next.upstreams(state, wanted)?;
     next.nat(wanted)?;
+    next.tunnel(wanted);
     next.listeners(state, wanted)?;
     next.rules(wanted)?;
     Ok((next.writes, next.state))
@@ -316,6 +326,24 @@ impl Planner {
         Ok(())
     }
 
+    /// Sources that are not wanted any more stay until others come: what still leaves must leave from somewhere.
+    fn tunnel(&mut self, wanted: &Wanted) {
+        let mut tunnel = self.state.tunnel;
+        tunnel.gue_port = port(GUE_PORT);
+        for source in &wanted.tunnel {
+            let place = if source.is_ipv4() {
+                &mut tunnel.source4
+            } else {
+                &mut tunnel.source6
+            };
+            *place = address(*source);
+        }
+        if !wanted.tunnel.is_empty() && tunnel != self.state.tunnel {
+            self.state.tunnel = tunnel;
+            self.writes.push(Write::Tunnel(tunnel));
+        }
+    }
+
     /// Listeners last when they come, first when they go.
     fn listeners(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
         let capacity = self.state.capacity.listeners;
@@ -407,14 +435,18 @@ impl Planner {
                 Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
                 None => (mode::SERVE, 0),
             };
-            entries.insert(key, entry(id, mode, target));
-            // What has no ports is judged by its address.
-            let address = Key {
+            entries.insert(key, entry(id, mode, target, listener.options));
+            // What has no ports is judged by its address, and dropped only where all that stand there would drop it.
+            let place = Key {
                 port: 0,
                 protocol: 0,
                 ..key
             };
-            entries.insert(address, entry(0, mode::ADDRESS, 0));
+            let dropped = listener.options & option::FRAGMENTS_DROP;
+            entries
+                .entry(place)
+                .and_modify(|entry: &mut abi::Listener| entry.options &= dropped)
+                .or_insert(entry(0, mode::ADDRESS, 0, dropped));
         }
         for (index, source) in wanted
             .nat
@@ -427,7 +459,7 @@ impl Planner {
                 port: 0,
                 protocol: 0,
             };
-            entries.insert(key, entry(0, mode::NAT_RETURN, index as u32));
+            entries.insert(key, entry(0, mode::NAT_RETURN, index as u32, 0));
         }
         entries
     }
@@ -463,13 +495,12 @@ impl Planner {
     }
 }
 
-/// A listener with the rules that hold where none is written.
-const fn entry(id: u32, mode: u32, target: u32) -> abi::Listener {
+const fn entry(id: u32, mode: u32, target: u32, options: u32) -> abi::Listener {
     abi::Listener {
         id,
         mode,
         target,
-        options: 0,
+        options,
     }
 }
 

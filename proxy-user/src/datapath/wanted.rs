@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_ebpf::abi::{mode, protocol};
+use proxy_ebpf::abi::{mode, option, protocol};
 
 use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
-use crate::config::{Config, ListenerMode, PolicyKind, Protocol};
+use crate::config::{Config, Fragments, ListenerMode, PolicyKind, Protocol, Via};
 use crate::tunable::Tunables;
 
 /// A TCP flow that was never answered, or was closed, keeps its port so long: two retransmitted SYNs, or TIME_WAIT's
@@ -23,15 +23,16 @@ pub fn wanted(
 ) -> Wanted {
     let mut wanted = Wanted {
         nat: nat(config, tunables),
+        tunnel: tunnel(config),
         rules: rules(config),
         ..Wanted::default()
     };
-    // Only upstreams that a listener forwards to have a ring, one for each family that it is reached by.
+    // Only upstreams that a listener forwards to have a ring: one for each family by NAT, one for both otherwise.
     let mut rings = HashMap::new();
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
-            ListenerMode::Forward { upstream } => Some((*upstream, mode::NAT)),
+            ListenerMode::Forward { upstream, via, .. } => Some((*upstream, *via)),
         };
         for address in &listener.addresses {
             let protocol = match address.protocol {
@@ -40,19 +41,21 @@ pub fn wanted(
             };
             for ip in expand(address.socket.ip(), addresses) {
                 let address = SocketAddr::new(ip, address.socket.port());
-                let upstream = upstream.map(|(index, mode)| {
-                    let ring = *rings.entry((index, ip.is_ipv4())).or_insert_with(|| {
-                        let ring = ring(config, index, ip.is_ipv4(), &is_healthy);
+                let upstream = upstream.map(|(index, via)| {
+                    let v4 = (!via.crosses_families()).then_some(ip.is_ipv4());
+                    let ring = *rings.entry((index, v4)).or_insert_with(|| {
+                        let ring = ring(config, index, v4, &is_healthy);
                         wanted.upstreams.push(ring);
                         wanted.upstreams.len() - 1
                     });
-                    (ring, mode)
+                    (ring, mode_of(via))
                 });
                 wanted.listeners.push(WantedListener {
                     name: listener.name.clone(),
                     address,
                     protocol,
                     upstream,
+                    options: options(&listener.mode),
                 });
             }
         }
@@ -61,18 +64,38 @@ pub fn wanted(
     wanted
 }
 
-/// The endpoints of one family: NAT keeps the family of a packet.
+const fn mode_of(via: Via) -> u32 {
+    match via {
+        Via::Nat => mode::NAT,
+        Via::Direct => mode::DIRECT,
+        Via::Ipip => mode::IPIP,
+        Via::Gue => mode::GUE,
+    }
+}
+
+const fn options(listener: &ListenerMode) -> u32 {
+    match listener {
+        ListenerMode::Forward { fragments, .. } => match fragments {
+            Fragments::Follow => 0,
+            Fragments::Pass => option::FRAGMENTS_PASS,
+            Fragments::Drop => option::FRAGMENTS_DROP,
+        },
+        ListenerMode::Serve { .. } => 0,
+    }
+}
+
+/// The endpoints of an upstream: of one family, or all.
 fn ring(
     config: &Config,
     index: usize,
-    v4: bool,
+    v4: Option<bool>,
     is_healthy: impl Fn(usize, SocketAddr) -> bool,
 ) -> WantedUpstream {
     let upstream = config.upstreams.get(index);
     let of_family = upstream
         .iter()
         .flat_map(|upstream| &upstream.endpoints)
-        .filter(|endpoint| endpoint.address.is_ipv4() == v4);
+        .filter(|endpoint| v4.is_none_or(|v4| endpoint.address.is_ipv4() == v4));
     let endpoints = of_family.map(|endpoint| WantedEndpoint {
         address: endpoint.address,
         weight: endpoint.weight,
@@ -83,7 +106,11 @@ fn ring(
         name: format!(
             "{} {}",
             upstream.map_or("", |upstream| &upstream.name),
-            if v4 { "IPv4" } else { "IPv6" }
+            match v4 {
+                Some(true) => "IPv4",
+                Some(false) => "IPv6",
+                None => "all",
+            }
         ),
         endpoints: endpoints.collect(),
     }
@@ -134,6 +161,11 @@ fn nat(config: &Config, tunables: &Tunables) -> Option<WantedNat> {
         tcp_brief_ns: TCP_BRIEF_NS.min(tcp_idle_ns),
         udp_idle_ns: ns(tunables.flow.udp_idle_timeout),
     })
+}
+
+fn tunnel(config: &Config) -> Vec<IpAddr> {
+    let tunnel = config.datapath.tunnel.as_ref();
+    tunnel.map_or_else(Vec::new, |tunnel| tunnel.source.clone())
 }
 
 fn rules(config: &Config) -> Vec<String> {

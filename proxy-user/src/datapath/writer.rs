@@ -19,7 +19,7 @@ use super::network::Network;
 use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
 use super::wanted::wanted;
 use super::{Interface, address, coarse_now_ns, ip, port};
-use crate::config::{Config, ListenerMode};
+use crate::config::{Config, Endpoint, ListenerMode, Upstream, Via};
 use crate::tunable::Tunables;
 pub use bans::Ban;
 pub use counts::Counts;
@@ -44,6 +44,7 @@ pub struct Writer {
     /// How long a slot's earlier owner is remembered after it was last needed, in the unit of stamps.
     idle_stamps: u16,
     nat: Memory,
+    tunnel: Memory,
     guard: Memory,
     listeners4: Table<abi::ListenerKey4, abi::Listener>,
     listeners6: Table<abi::ListenerKey6, abi::Listener>,
@@ -65,6 +66,25 @@ pub struct Writer {
     /// What was wanted last, and is in force.
     in_force: Option<Wanted>,
     flows_counted: Option<(Instant, u64)>,
+}
+
+/// Endpoints that a listener forwards to via `direct`, each with its upstream.
+fn directly(config: &Config) -> impl Iterator<Item = (&Upstream, &Endpoint)> {
+    let upstreams = config
+        .listeners
+        .iter()
+        .filter_map(|listener| match listener.mode {
+            ListenerMode::Forward {
+                upstream,
+                via: Via::Direct,
+                ..
+            } => config.upstreams.get(upstream),
+            _ => None,
+        });
+    upstreams.flat_map(|upstream| {
+        let endpoints = upstream.endpoints.iter();
+        endpoints.map(move |endpoint| (upstream, endpoint))
+    })
 }
 
 impl Writer {
@@ -92,6 +112,7 @@ impl Writer {
             stamps: maps.memory(name::STAMPS)?,
             idle_stamps: ring::IDLE_STAMPS_MAX,
             nat: maps.memory(name::NAT)?,
+            tunnel: maps.memory(name::TUNNEL)?,
             guard: maps.memory(name::GUARD)?,
             listeners4: maps.table(name::LISTENERS4)?,
             listeners6: maps.table(name::LISTENERS6)?,
@@ -117,6 +138,7 @@ impl Writer {
                 upstreams: BTreeMap::new(),
                 endpoints: BTreeMap::new(),
                 nat: bytemuck::Zeroable::zeroed(),
+                tunnel: bytemuck::Zeroable::zeroed(),
             },
         };
         writer.read_state()?;
@@ -161,12 +183,15 @@ impl Writer {
                     ifindex: endpoint.ifindex,
                     mac: endpoint.mac,
                     source_mac: endpoint.source_mac,
+                    mtu_bytes: endpoint.mtu_bytes,
+                    plain_mtu_bytes: endpoint.plain_mtu_bytes,
                 };
                 self.reaches.insert(id, reach);
                 self.neighbours.believe(address.ip(), reach);
             }
         }
         self.state.nat = self.nat.read();
+        self.state.tunnel = self.tunnel.read();
         Ok(())
     }
 
@@ -211,6 +236,7 @@ impl Writer {
     ) -> Result<()> {
         let addresses = self.own_addresses()?;
         self.resolve(config)?;
+        self.check_links(config)?;
         let usable = |upstream, at: SocketAddr| {
             is_healthy(upstream, at) && self.neighbours.reach(at.ip()) != Reach::default()
         };
@@ -233,14 +259,31 @@ impl Writer {
             .listeners
             .iter()
             .filter_map(|listener| match listener.mode {
-                ListenerMode::Forward { upstream } => config.upstreams.get(upstream),
+                ListenerMode::Forward { upstream, .. } => config.upstreams.get(upstream),
                 ListenerMode::Serve { .. } => None,
             });
         let endpoints = forwarded.flat_map(|upstream| &upstream.endpoints);
         let addresses = endpoints.map(|endpoint| endpoint.address.ip()).collect();
+        let near = directly(config).map(|(_, endpoint)| endpoint.address.ip());
+        self.neighbours.keep_near(near.collect());
         self.neighbours
             .resolve(&mut self.network, &addresses, RESOLVE_LIMIT)
             .context("read the neighbours of this host")
+    }
+
+    /// A packet that goes to a MAC as it came would come back from a gateway, for it carries our own address.
+    fn check_links(&self, config: &Config) -> Result<()> {
+        for (upstream, endpoint) in directly(config) {
+            if let Some(gateway) = self.neighbours.gateway(endpoint.address.ip()) {
+                bail!(
+                    "the endpoint {} of `{}` is behind the gateway {gateway}, and a listener forwards there via direct: \
+                     such an endpoint is on a link of this host; reach it via ipip, gue or nat",
+                    endpoint.address,
+                    upstream.name
+                );
+            }
+        }
+        Ok(())
     }
 
     fn perform(&mut self, writes: Vec<Write>, next: State) -> Result<()> {
@@ -307,6 +350,11 @@ impl Writer {
                 .context("write an upstream"),
             Write::Nat(nat) => {
                 self.write_nat(&nat);
+                Ok(())
+            }
+            Write::Tunnel(tunnel) => {
+                let words: [u64; size_of::<abi::Tunnel>() / 8] = bytemuck::cast(tunnel);
+                self.tunnel.write(0, &words);
                 Ok(())
             }
             Write::AddPorts { listener, nat } => {
@@ -448,6 +496,8 @@ impl Writer {
         if reach != Reach::default() {
             entry.mac = reach.mac;
             entry.source_mac = reach.source_mac;
+            entry.mtu_bytes = reach.mtu_bytes;
+            entry.plain_mtu_bytes = reach.plain_mtu_bytes;
             self.set_endpoint(id, entry)?;
             entry.ifindex = reach.ifindex;
             self.set_endpoint(id, entry)?;

@@ -15,6 +15,7 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
             interfaces: Vec::new(),
             mode: DatapathMode::Off,
             nat: None,
+            tunnel: None,
             at: Origin::Default,
         },
         listeners: (0..listeners).map(listener).collect(),

@@ -161,6 +161,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
             interfaces: Vec::new(),
             mode: DatapathMode::Off,
             nat: None,
+            tunnel: None,
             at: Origin::Default,
         },
         listeners: Vec::new(),

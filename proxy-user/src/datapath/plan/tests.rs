@@ -12,6 +12,7 @@ struct Model {
     listeners: BTreeMap<Key, abi::Listener>,
     ports: BTreeSet<u16>,
     nat_ports: u32,
+    tunnel: Option<abi::Tunnel>,
 }
 
 impl Model {
@@ -23,6 +24,7 @@ impl Model {
             listeners: BTreeMap::new(),
             ports: BTreeSet::new(),
             nat_ports: 0,
+            tunnel: None,
         }
     }
 
@@ -33,6 +35,7 @@ impl Model {
                 Write::Ring { page, slots, .. } => drop(self.pages.insert(page, slots)),
                 Write::Upstream(id, entry) => drop(self.upstreams.insert(id, entry)),
                 Write::Nat(nat) => self.nat_ports = nat.ports,
+                Write::Tunnel(tunnel) => self.tunnel = Some(tunnel),
                 Write::AddPorts { listener, .. } => self.ports.extend(listener),
                 Write::SetPorts { listener, .. } => self.ports = listener,
                 Write::ResetListener(id) => {
@@ -52,9 +55,13 @@ impl Model {
                 key.port == 0 || self.ports.contains(&key.port),
                 "{key:?} without its port after {write:?}"
             );
-            if listener.mode != mode::NAT {
+            if matches!(listener.mode, mode::ADDRESS | mode::NAT_RETURN) {
                 continue;
             }
+            assert!(
+                self.tunnel.is_some() || !matches!(listener.mode, mode::IPIP | mode::GUE),
+                "{key:?} without a source after {write:?}"
+            );
             let upstream = self.upstreams.get(&listener.target).copied();
             let upstream =
                 upstream.unwrap_or_else(|| panic!("{key:?} without upstream after {write:?}"));
@@ -92,6 +99,7 @@ fn empty() -> State {
         upstreams: BTreeMap::new(),
         endpoints: BTreeMap::new(),
         nat: bytemuck::Zeroable::zeroed(),
+        tunnel: bytemuck::Zeroable::zeroed(),
     }
 }
 
@@ -117,6 +125,7 @@ fn forward(name: &str, port: u16, upstream: usize) -> WantedListener {
         address,
         protocol: abi::protocol::TCP,
         upstream: Some((upstream, mode::NAT)),
+        options: 0,
     }
 }
 
@@ -144,12 +153,14 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
         listeners: vec![forward("a", 80, 0)],
         upstreams: vec![upstream("x", [1, 2, 3])],
         nat: nat(),
+        tunnel: vec![],
         rules: vec![],
     };
     let two = Wanted {
         listeners: vec![forward("b", 81, 0), forward("a", 80, 1)],
         upstreams: vec![upstream("y", [3, 4]), upstream("x", [2, 5])],
         nat: nat(),
+        tunnel: vec![],
         rules: vec!["fair-use".to_owned()],
     };
     // More than 40 endpoints need a larger ring.
@@ -180,6 +191,7 @@ fn the_same_again_writes_no_pointer() {
         listeners: vec![forward("a", 80, 0)],
         upstreams: vec![upstream("x", [1, 2])],
         nat: nat(),
+        tunnel: vec![],
         rules: vec![],
     };
     let (_, state) = planned(&empty(), &wanted);
@@ -357,6 +369,7 @@ fn remembered_ids_that_the_maps_do_not_have_are_given_anew() {
         upstreams: vec![upstream("x", [1]), upstream("y", [2])],
         nat: nat(),
         rules: vec!["r".to_owned(), "s".to_owned()],
+        tunnel: vec![],
     };
     let forged = |pairs: [(&str, u32); 2]| {
         let owned = pairs.map(|(name, id)| (name.to_owned(), id));
@@ -381,4 +394,44 @@ fn remembered_ids_that_the_maps_do_not_have_are_given_anew() {
         assert_eq!(distinct.len(), 2, "{ids:?}");
         assert!(distinct.iter().all(|id| (1..end).contains(id)), "{ids:?}");
     }
+}
+
+#[test]
+fn a_tunnel_has_sources_before_a_packet_needs_one_and_keeps_them() {
+    let mut wanted = Wanted {
+        listeners: vec![forward("a", 80, 0)],
+        upstreams: vec![upstream("x", [1, 2])],
+        tunnel: vec![IpAddr::from([10, 0, 0, 9])],
+        ..Wanted::default()
+    };
+    wanted.listeners[0].upstream = Some((0, mode::IPIP));
+    let mut model = Model::new();
+    let (writes, state) = planned(&empty(), &wanted);
+    model.apply(&writes);
+    assert_eq!(state.tunnel.source4, address(wanted.tunnel[0]));
+    assert_eq!(state.tunnel.source6, abi::Address([0; 16]));
+    assert_eq!(state.tunnel.gue_port, port(6080));
+    let (writes, without) = planned(&state, &Wanted::default());
+    model.apply(&writes);
+    assert_eq!(without.tunnel, state.tunnel);
+}
+
+#[test]
+fn an_address_drops_what_has_no_ports_only_where_all_its_listeners_would() {
+    let options = |first, second| {
+        let mut wanted = Wanted {
+            listeners: vec![forward("a", 80, 0), forward("b", 81, 0)],
+            upstreams: vec![upstream("x", [1])],
+            ..Wanted::default()
+        };
+        wanted.listeners[0].options = first;
+        wanted.listeners[1].options = second;
+        let (_, state) = planned(&empty(), &wanted);
+        let address = state.listeners.iter().find(|(key, _)| key.port == 0);
+        address.map(|(_, entry)| entry.options)
+    };
+    let (pass, drop) = (option::FRAGMENTS_PASS, option::FRAGMENTS_DROP);
+    assert_eq!(options(drop, drop), Some(drop));
+    assert_eq!(options(drop, pass), Some(0));
+    assert_eq!(options(0, drop), Some(0));
 }
