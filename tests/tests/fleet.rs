@@ -135,11 +135,11 @@ fn edge(
 ) -> Result<Namespace> {
     let edge = namespace(&format!("edge{number}"))?;
     let up = format!("edge{number}");
-    pair(&edge, "up", router, &up)?;
+    pair(&edge, "uplink", router, &up)?;
     passes.push(Pass::attach(router, &up)?);
     router.ip(&format!("address add 10.91.{number}.1/24 dev {up}"))?;
     edge.ip(&format!(
-        "address add 10.91.{number}.2/24 dev up
+        "address add 10.91.{number}.2/24 dev uplink
          address add {L4_V4} dev lo
          route add default via 10.91.{number}.1"
     ))?;
@@ -165,7 +165,7 @@ fn start(edge: &Namespace, number: usize) -> Result<Process> {
     let text = format!(
         r#"
 [datapath]
-interfaces = ["up", "to1", "to2", "to3", "to4", "to5"]
+interfaces = ["uplink", "to1", "to2", "to3", "to4", "to5"]
 mode       = "native"
 hash_key   = "all edges of this fleet have it"
 
@@ -204,9 +204,9 @@ impl Fleet {
             let text = edge.inside(|| fs::read_to_string(path))?;
             let line = text
                 .lines()
-                .find_map(|line| line.trim().strip_prefix("up:"));
+                .find_map(|line| line.trim().strip_prefix("uplink:"));
             let packets = line.and_then(|line| line.split_ascii_whitespace().nth(1));
-            Ok(packets.context("the interface `up`")?.parse()?)
+            Ok(packets.context("the interface `uplink`")?.parse()?)
         });
         edges.collect()
     }
