@@ -208,10 +208,13 @@ pub fn a_start_replaces_the_programs_under_load_and_loses_no_packet(
     let datagrams = Load::datagrams(&stage.field.client, to, 4)?;
     let streams = Load::streams(&stage.field.client, to, 4)?;
     for _ in 0..3 {
-        let before = program(&sluice)?;
+        let (before, daemon) = (program(&sluice)?, sluice.daemon()?);
         datagrams.wait_for(100)?;
         sluice.keeper().signal(Signal::SIGKILL)?;
         sluice.keeper().wait(PATIENCE)?;
+        wait::until_true("the daemon to end", Duration::from_secs(5), || {
+            !process::runs(daemon)
+        })?;
         sluice = stage.start(&text, &[])?;
         ensure!(program(&sluice)? != before, "the program is the old one");
         datagrams.wait_for(100)?;
