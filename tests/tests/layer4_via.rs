@@ -1,0 +1,160 @@
+//! Layer 4 through whole proxies where packets go on as they are: `direct`, `ipip` and `gue`, with origins that answer the client by themselves.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rig::client::{Tally, tcp_echo, udp_echo};
+use rig::field::{L4_V4, L4_V6};
+use rig::ledger::Ledger;
+use rig::load::Load;
+use rig::origin::ECHO_PORT;
+use rig::world::{World, socket};
+use rig::{harness, return_path, tests, wait};
+
+/// Endpoints of both families: every form but NAT crosses from one to the other.
+const ENDPOINTS: [&str; 3] = ["10.77.1.2:7000", "[fd77:2::2]:7000", "10.77.3.2:7000"];
+
+fn main() -> ExitCode {
+    harness::main(
+        || {
+            let world = World::build(&configuration("direct", &ENDPOINTS))?;
+            return_path::lay(&world.field)?;
+            Ok(world)
+        },
+        World::last_words,
+        tests![
+            tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form,
+            an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
+            an_endpoint_behind_a_gateway_is_refused_for_direct,
+        ],
+    )
+}
+
+fn configuration(via: &str, endpoints: &[&str]) -> String {
+    format!(
+        r#"
+[datapath]
+interfaces = ["client0", "origin1", "origin2", "origin3"]
+mode       = "native"
+tunnel     = {{ source = ["10.77.9.1", "fd77:9::1"] }}
+
+[[listener]]
+name    = "echo"
+address = ["{L4_V4}:7000/tcp", "{L4_V4}:7000/udp", "[{L4_V6}]:7000/tcp", "[{L4_V6}]:7000/udp"]
+forward = {{ upstream = "echo", via = "{via}" }}
+
+[[upstream]]
+name      = "echo"
+endpoints = {endpoints:?}
+"#
+    )
+}
+
+fn reload(world: &World, via: &str, endpoints: &[&str]) -> Result<()> {
+    world.write(&configuration(via, endpoints))?;
+    world.sluice.command(&["reload"]).map(drop)
+}
+
+fn tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form(
+    world: &mut World,
+) -> Result<()> {
+    for via in ["direct", "ipip", "gue"] {
+        reload(world, via, &ENDPOINTS)?;
+        let ledger = Ledger::open(&world.field, &world.sluice)?;
+        for address in [L4_V4, L4_V6] {
+            let to = socket(address, ECHO_PORT)?;
+            let (tcp, udp) = world.field.client.inside(|| {
+                let (mut tcp, mut udp) = (Tally::default(), Tally::default());
+                for number in 0..40_u8 {
+                    if !tcp.failures.is_empty() || !udp.failures.is_empty() {
+                        break;
+                    }
+                    // Full-sized segments: what does not fit into the tunnel is told to the client, which then sends less.
+                    tcp.count(tcp_echo(to, 20_000, number));
+                    udp.count(udp_echo(to, &[number; 100]));
+                }
+                (tcp, udp)
+            });
+            for tally in [tcp, udp] {
+                tally
+                    .expect_no_failure()
+                    .with_context(|| format!("{address} via {via}"))?;
+                ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
+            }
+        }
+        let account = ledger.close(&world.field, &world.sluice)?;
+        ensure!(account.balanced, "{via}: {account:?}");
+        ensure!(
+            account.verdicts.contains_key("forward") && !account.verdicts.contains_key("return"),
+            "{via}: {account:?}"
+        );
+        let told = account
+            .verdicts
+            .keys()
+            .any(|verdict| verdict.contains("big"));
+        ensure!(told == (via != "direct"), "{via}: {account:?}");
+    }
+    Ok(())
+}
+
+fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
+    world: &mut World,
+) -> Result<()> {
+    for via in ["direct", "ipip", "gue"] {
+        reload(world, via, &ENDPOINTS)?;
+        let client = &world.field.client;
+        let loads = [
+            Load::streams(client, socket(L4_V4, ECHO_PORT)?, 12)?,
+            Load::streams(client, socket(L4_V6, ECHO_PORT)?, 12)?,
+            Load::datagrams(client, socket(L4_V4, ECHO_PORT)?, 6)?,
+        ];
+        loads.iter().try_for_each(|load| load.wait_for(300))?;
+        reload(world, via, &ENDPOINTS[1..])?;
+
+        let mut new = Tally::default();
+        for number in 0..40 {
+            new.count(client.inside(|| tcp_echo(socket(L4_V4, ECHO_PORT)?, 3000, number)));
+        }
+        new.expect_no_failure()
+            .with_context(|| format!("new connections via {via}"))?;
+        ensure!(
+            !new.per_endpoint.contains_key("origin1") && new.per_endpoint.len() == 2,
+            "{:?}",
+            new.per_endpoint
+        );
+        loads.iter().try_for_each(|load| load.wait_for(600))?;
+        for load in loads {
+            let tally = load.stop()?;
+            tally
+                .expect_no_failure()
+                .with_context(|| format!("flows from before, via {via}"))?;
+            ensure!(
+                tally.per_endpoint.contains_key("origin1"),
+                "nobody was with the endpoint that went: {:?}",
+                tally.per_endpoint
+            );
+        }
+    }
+    Ok(())
+}
+
+fn an_endpoint_behind_a_gateway_is_refused_for_direct(world: &mut World) -> Result<()> {
+    reload(world, "direct", &ENDPOINTS)?;
+    world
+        .field
+        .edge
+        .ip("route add 10.99.0.0/24 via 10.77.1.2 dev origin1")?;
+    let far = ["10.99.0.2:7000", "10.77.3.2:7000"];
+    let Err(said) = reload(world, "direct", &far) else {
+        anyhow::bail!("an endpoint behind a gateway was taken");
+    };
+    let said = format!("{said:#}");
+    ensure!(said.contains("behind the gateway 10.77.1.2"), "{said}");
+    // What was in force still is, and what can cross gateways is taken.
+    wait::until_true("an echo", Duration::from_secs(5), || {
+        let to = socket(L4_V4, ECHO_PORT);
+        to.is_ok_and(|to| world.field.client.inside(|| udp_echo(to, b"hello")).is_ok())
+    })?;
+    reload(world, "ipip", &far)
+}
