@@ -1,146 +1,145 @@
 //! Origins that answer the client by themselves: they have the listener's address and a link of their own to the client, and unwrap what comes wrapped.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::net::{Ipv6Addr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::collections::BTreeMap;
+use std::fs;
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use aya::maps::PerCpuArray;
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use proxy_ebpf::measure::Seen;
 
 use crate::field::{CLIENT_V4, CLIENT_V6, Field, L4_V4, L4_V6};
 use crate::namespace::Namespace;
 
-/// Where endpoints expect generic UDP encapsulation.
-const GUE_PORT: u16 = 6080;
-
-/// From include/uapi/linux/if_tun.h.
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const UDP_NO_CHECK6_RX: libc::c_int = 102;
-
-/// `struct ifreq` as TUNSETIFF reads it.
-#[repr(C)]
-struct Request {
-    name: [u8; 16],
-    flags: libc::c_short,
-    rest: [u8; 22],
+/// The origins' way back to the client that does not lead over the edge. It lasts as long as this.
+pub struct ReturnPath {
+    /// One per origin: its program is attached while it lives.
+    unwraps: Vec<Ebpf>,
 }
 
-/// Gives every origin the listener's addresses, a way to the client that does not lead over the edge, and a `decap` device
-/// where what was inside IP or UDP comes out. It lasts as long as the field.
-pub fn lay(field: &Field) -> Result<()> {
-    let loose = |namespace: &Namespace| -> Result<()> {
-        // Packets come in by another interface than answers leave by: that is the point here.
-        namespace.set("ipv4/conf/all/rp_filter", "0")?;
-        namespace.set("ipv4/conf/default/rp_filter", "0")?;
-        namespace.set("ipv4/conf/eth0/rp_filter", "0")
-    };
-    loose(&field.client)?;
-    for (number, origin) in (1..).zip(&field.origins) {
-        loose(origin)?;
-        let back = format!("back{number}");
-        // A neighbour is asked for from an address of the link. The service address is none, so it takes a link-local one:
-        // without it Linux asks nobody, and says nothing.
-        field.client.ip(&format!(
-            "link add {back} type veth peer name back netns {}
-             link set {back} addrgenmode none up
-             address add 10.78.{number}.1/24 dev {back}
-             address add fd78:{number}::1/64 dev {back} nodad
-             address add fe80::1/64 dev {back} nodad",
-            origin.name()
-        ))?;
-        origin.ip(&format!(
-            "link set back addrgenmode none up
-             address add 10.78.{number}.2/24 dev back
-             address add fd78:{number}::2/64 dev back nodad
-             address add fe80::2/64 dev back nodad
-             address add {L4_V4} dev lo
-             address add {L4_V6} dev lo nodad
-             route add {CLIENT_V4}/32 via 10.78.{number}.1 dev back src {L4_V4}
-             route add {CLIENT_V6}/128 via fd78:{number}::1 dev back src {L4_V6}"
-        ))?;
-        unwrap(origin).with_context(|| format!("unwrap packets in {}", origin.label()))?;
+impl ReturnPath {
+    /// Gives every origin the listener's addresses, a link to the client, and the program `unwrap` of `floor`
+    /// (`proxy_ebpf::object::FLOOR`) in the place of the one that passes everything.
+    pub fn lay(field: &mut Field, floor: &[u8]) -> Result<Self> {
+        loosen(&field.client)?;
+        for (number, origin) in (1..).zip(&field.origins) {
+            loosen(origin)?;
+            join(&field.client, origin, number)?;
+        }
+        field.clear_origins();
+        let attached = |origin: &Namespace| {
+            attach(origin, floor).with_context(|| format!("unwrap packets in {}", origin.label()))
+        };
+        let unwraps = field.origins.iter().map(attached).collect::<Result<_>>()?;
+        Ok(Self { unwraps })
+    }
+
+    /// How many packets all origins have seen, by kind.
+    pub fn seen(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let kinds = [
+            ("plain", Seen::Plain),
+            ("ipip", Seen::Ipip),
+            ("gue", Seen::Gue),
+            ("wrong", Seen::Wrong),
+        ];
+        let mut sums = BTreeMap::new();
+        for program in &self.unwraps {
+            let map = program.map("unwrapped").context("find the counts")?;
+            let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+            for (name, kind) in kinds {
+                let by_cpu = counts.get(&(kind as u32), 0)?;
+                *sums.entry(name).or_default() += by_cpu.iter().sum::<u64>();
+            }
+        }
+        Ok(sums)
+    }
+}
+
+/// What the client's and all origins' Linux found wrong with packets: `InCsumErrors` of every protocol, and headers that are
+/// not right. Nobody on a veth pair takes a checksum on trust once XDP has sent the packet.
+pub fn faults(field: &Field) -> Result<BTreeMap<String, u64>> {
+    let mut faults = BTreeMap::new();
+    for namespace in std::iter::once(&field.client).chain(&field.origins) {
+        let read = |path: &'static str| {
+            namespace
+                .inside(|| fs::read_to_string(path))
+                .with_context(|| format!("read {path}"))
+        };
+        let v4 = read("/proc/thread-self/net/snmp")?;
+        let v6 = read("/proc/thread-self/net/snmp6")?;
+        for (name, count) in pairs(&v4).chain(v6.lines().filter_map(|line| {
+            let (name, count) = line.split_once(char::is_whitespace)?;
+            Some((name.to_owned(), count.trim().parse().ok()?))
+        })) {
+            if name.ends_with("InCsumErrors") || name.ends_with("InHdrErrors") {
+                *faults.entry(name).or_default() += count;
+            }
+        }
+    }
+    Ok(faults)
+}
+
+/// The numbers of /proc/net/snmp: a line of names, then a line of values, for each protocol.
+fn pairs(text: &str) -> impl Iterator<Item = (String, u64)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut pairs = Vec::new();
+    for couple in lines.chunks_exact(2) {
+        let (mut names, values) = (couple[0].split(' '), couple[1].split(' '));
+        let protocol = names.next().unwrap_or_default().trim_end_matches(':');
+        for (name, value) in names.zip(values.skip(1)) {
+            if let Ok(value) = value.parse() {
+                pairs.push((format!("{protocol}{name}"), value));
+            }
+        }
+    }
+    pairs.into_iter()
+}
+
+/// Packets come in by another interface than answers leave by: that is the point here.
+fn loosen(namespace: &Namespace) -> Result<()> {
+    for interface in ["all", "default", "eth0"] {
+        namespace.set(&format!("ipv4/conf/{interface}/rp_filter"), "0")?;
     }
     Ok(())
 }
 
-/// Starts the threads that take the outer headers off.
-fn unwrap(origin: &Namespace) -> Result<()> {
-    let tun = origin.inside(tun)?;
-    origin.ip("link set decap mtu 9000 up")?;
-    for (domain, number) in [
-        (Domain::IPV4, libc::IPPROTO_IPIP),
-        (Domain::IPV4, libc::IPPROTO_IPV6),
-        (Domain::IPV6, libc::IPPROTO_IPIP),
-        (Domain::IPV6, libc::IPPROTO_IPV6),
-    ] {
-        let socket = origin
-            .inside(|| Socket::new(domain, Type::RAW, Some(Protocol::from(number))))
-            .context("make a raw socket")?;
-        let tun = tun.try_clone().context("share the device")?;
-        origin.thread("decap-ipip", move || {
-            pour(&tun, |buffer| {
-                let length = read(socket.as_raw_fd(), buffer)?;
-                // A raw socket of IPv4 gives the outer header too, one of IPv6 does not.
-                let header = match domain {
-                    Domain::IPV4 => usize::from(buffer[0] & 15) * 4,
-                    _ => 0,
-                };
-                Ok((header, length))
-            })
-        })?;
-    }
-    let socket = origin.inside(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, GUE_PORT)))?;
-    let on: libc::c_int = 1;
-    // SAFETY: the kernel reads one int of the size that is said.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_UDP,
-            UDP_NO_CHECK6_RX,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    if set != 0 {
-        return Err(std::io::Error::last_os_error()).context("take datagrams without a checksum");
-    }
-    origin.thread("decap-gue", move || {
-        pour(&tun, |buffer| Ok((0, read(socket.as_raw_fd(), buffer)?)))
-    })?;
-    Ok(())
+/// A link from an origin straight to the client.
+fn join(client: &Namespace, origin: &Namespace, number: usize) -> Result<()> {
+    let back = format!("back{number}");
+    // A neighbour is asked for from an address of the link. The service address is none, so it takes a link-local one:
+    // without it Linux asks nobody, and says nothing.
+    client.ip(&format!(
+        "link add {back} type veth peer name back netns {}
+         link set {back} addrgenmode none up
+         address add 10.78.{number}.1/24 dev {back}
+         address add fd78:{number}::1/64 dev {back} nodad
+         address add fe80::1/64 dev {back} nodad",
+        origin.name()
+    ))?;
+    origin.ip(&format!(
+        "link set back addrgenmode none up
+         address add 10.78.{number}.2/24 dev back
+         address add fd78:{number}::2/64 dev back nodad
+         address add fe80::2/64 dev back nodad
+         address add {L4_V4} dev lo
+         address add {L4_V6} dev lo nodad
+         route add {CLIENT_V4}/32 via 10.78.{number}.1 dev back src {L4_V4}
+         route add {CLIENT_V6}/128 via fd78:{number}::1 dev back src {L4_V6}"
+    ))
 }
 
-/// Writes into the device what lies between the two ends that `next` tells, until one of them is gone.
-fn pour(tun: &File, mut next: impl FnMut(&mut [u8]) -> std::io::Result<(usize, usize)>) {
-    let mut buffer = vec![0; 65_536];
-    while let Ok((start, end)) = next(&mut buffer) {
-        // A packet that the stack does not take is lost, as on any link.
-        let _ = (&mut &*tun).write(buffer.get(start..end).unwrap_or_default());
-    }
-}
-
-fn read(fd: i32, buffer: &mut [u8]) -> std::io::Result<usize> {
-    // SAFETY: the kernel writes at most as many bytes as the buffer has.
-    let length = unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-    usize::try_from(length).map_err(|_| std::io::Error::last_os_error())
-}
-
-/// A device whose packets are what is written to it, headers of IP first.
-fn tun() -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .context("open /dev/net/tun")?;
-    let request = Request {
-        name: *b"decap\0\0\0\0\0\0\0\0\0\0\0",
-        flags: (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short,
-        rest: [0; 22],
-    };
-    // SAFETY: the kernel reads and writes an ifreq, which is 40 bytes, of a live value.
-    if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const request) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("make a TUN device");
-    }
-    Ok(file)
+fn attach(origin: &Namespace, floor: &[u8]) -> Result<Ebpf> {
+    origin.inside(|| {
+        let mut object = EbpfLoader::new()
+            .load(floor)
+            .context("load the floor object")?;
+        let program: &mut Xdp = object
+            .program_mut("unwrap")
+            .context("find the program")?
+            .try_into()?;
+        program.load()?;
+        program.attach("eth0", XdpMode::Driver)?;
+        Ok(object)
+    })
 }

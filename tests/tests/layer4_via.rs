@@ -1,28 +1,46 @@
-//! Layer 4 through whole proxies where packets go on as they are: `direct`, `ipip` and `gue`, with origins that answer the client by themselves.
+//! Layer 4 through whole proxies by every form of sending on: `nat`, and `direct`, `ipip` and `gue` with origins that answer the client by themselves.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use proxy_ebpf::object;
 use rig::client::{Tally, tcp_echo, udp_echo};
 use rig::field::{L4_V4, L4_V6};
 use rig::ledger::Ledger;
 use rig::load::Load;
 use rig::origin::ECHO_PORT;
+use rig::return_path::{ReturnPath, faults};
 use rig::world::{World, socket};
-use rig::{harness, return_path, tests, wait};
+use rig::{harness, tests, wait};
 
 /// Endpoints of both families: every form but NAT crosses from one to the other.
-const ENDPOINTS: [&str; 3] = ["10.77.1.2:7000", "[fd77:2::2]:7000", "10.77.3.2:7000"];
+const MIXED: [&str; 3] = ["10.77.1.2:7000", "[fd77:2::2]:7000", "10.77.3.2:7000"];
+/// Every origin in both: NAT stays in the family.
+const BOTH: [&str; 6] = [
+    "10.77.1.2:7000",
+    "10.77.2.2:7000",
+    "10.77.3.2:7000",
+    "[fd77:1::2]:7000",
+    "[fd77:2::2]:7000",
+    "[fd77:3::2]:7000",
+];
+/// The forms that leave a packet as it is.
+const AS_IT_IS: [&str; 3] = ["direct", "ipip", "gue"];
+
+struct Stage {
+    world: World,
+    back: ReturnPath,
+}
 
 fn main() -> ExitCode {
     harness::main(
         || {
-            let world = World::build(&configuration("direct", &ENDPOINTS))?;
-            return_path::lay(&world.field)?;
-            Ok(world)
+            let mut world = World::build(&configuration("direct", &MIXED))?;
+            let back = ReturnPath::lay(&mut world.field, object::FLOOR)?;
+            Ok(Stage { world, back })
         },
-        World::last_words,
+        |stage| stage.world.last_words(),
         tests![
             tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form,
             an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
@@ -37,6 +55,7 @@ fn configuration(via: &str, endpoints: &[&str]) -> String {
 [datapath]
 interfaces = ["client0", "origin1", "origin2", "origin3"]
 mode       = "native"
+nat        = {{ source = ["10.77.9.1", "fd77:9::1"], ports = "20000-39999" }}
 tunnel     = {{ source = ["10.77.9.1", "fd77:9::1"] }}
 
 [[listener]]
@@ -57,52 +76,76 @@ fn reload(world: &World, via: &str, endpoints: &[&str]) -> Result<()> {
 }
 
 fn tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form(
-    world: &mut World,
+    stage: &mut Stage,
 ) -> Result<()> {
-    for via in ["direct", "ipip", "gue"] {
-        reload(world, via, &ENDPOINTS)?;
-        let ledger = Ledger::open(&world.field, &world.sluice)?;
-        for address in [L4_V4, L4_V6] {
-            let to = socket(address, ECHO_PORT)?;
-            let (tcp, udp) = world.field.client.inside(|| {
-                let (mut tcp, mut udp) = (Tally::default(), Tally::default());
-                for number in 0..40_u8 {
-                    if !tcp.failures.is_empty() || !udp.failures.is_empty() {
-                        break;
-                    }
-                    // Full-sized segments: what does not fit into the tunnel is told to the client, which then sends less.
-                    tcp.count(tcp_echo(to, 20_000, number));
-                    udp.count(udp_echo(to, &[number; 100]));
-                }
-                (tcp, udp)
-            });
-            for tally in [tcp, udp] {
-                tally
-                    .expect_no_failure()
-                    .with_context(|| format!("{address} via {via}"))?;
-                ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
-            }
-        }
-        let account = ledger.close(&world.field, &world.sluice)?;
-        ensure!(account.balanced, "{via}: {account:?}");
-        ensure!(
-            account.verdicts.contains_key("forward") && !account.verdicts.contains_key("return"),
-            "{via}: {account:?}"
-        );
-        let told = account
-            .verdicts
-            .keys()
-            .any(|verdict| verdict.contains("big"));
-        ensure!(told == (via != "direct"), "{via}: {account:?}");
+    traffic_by_every_form(stage)
+}
+
+fn traffic_by_every_form(stage: &Stage) -> Result<()> {
+    for via in ["nat", "direct", "ipip", "gue"] {
+        let endpoints = if via == "nat" { &BOTH[..] } else { &MIXED };
+        reload(&stage.world, via, endpoints)?;
+        traffic(stage, via).with_context(|| format!("via {via}"))?;
     }
     Ok(())
 }
 
+/// Connections with full-sized segments and datagrams of both families, to three origins; then the accounts of everybody
+/// who saw a packet.
+fn traffic(stage: &Stage, via: &str) -> Result<()> {
+    let (world, field) = (&stage.world, &stage.world.field);
+    let (ledger, seen) = (Ledger::open(field, &world.sluice)?, stage.back.seen()?);
+    let faults_before = faults(field)?;
+    ensure!(faults_before.len() > 7, "{faults_before:?}");
+    for address in [L4_V4, L4_V6] {
+        let to = socket(address, ECHO_PORT)?;
+        let (tcp, udp) = field.client.inside(|| {
+            let (mut tcp, mut udp) = (Tally::default(), Tally::default());
+            for number in 0..40_u8 {
+                if !tcp.failures.is_empty() || !udp.failures.is_empty() {
+                    break;
+                }
+                // What does not fit into the tunnel is told to the client, which then sends less.
+                tcp.count(tcp_echo(to, 20_000, number));
+                udp.count(udp_echo(to, &[number; 100]));
+            }
+            (tcp, udp)
+        });
+        for tally in [tcp, udp] {
+            tally
+                .expect_no_failure()
+                .with_context(|| address.to_owned())?;
+            ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
+        }
+    }
+    let account = ledger.close(field, &world.sluice)?;
+    let said = format!("{account:?}");
+    let has = |verdict| account.verdicts.contains_key(verdict);
+    ensure!(account.balanced && has("forward"), "{said}");
+    ensure!(has("return") == (via == "nat"), "{said}");
+    ensure!(has("too_big") == (via == "ipip" || via == "gue"), "{said}");
+    let forwarded = account.verdicts["forward"];
+    for (kind, before) in &seen {
+        let count = stage.back.seen()?[kind] - before;
+        let right = match *kind {
+            "ipip" | "gue" if *kind == via => count == forwarded,
+            // What the origins' Linux says to neighbours is not forwarded.
+            "plain" if via == "nat" || via == "direct" => count >= forwarded,
+            "plain" => true,
+            _ => count == 0,
+        };
+        ensure!(right, "origins saw {count} packets as {kind}: {said}");
+    }
+    ensure!(faults(field)? == faults_before, "{:?}", faults(field)?);
+    Ok(())
+}
+
 fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
-    world: &mut World,
+    stage: &mut Stage,
 ) -> Result<()> {
-    for via in ["direct", "ipip", "gue"] {
-        reload(world, via, &ENDPOINTS)?;
+    let world = &stage.world;
+    for via in AS_IT_IS {
+        reload(world, via, &MIXED)?;
         let client = &world.field.client;
         let loads = [
             Load::streams(client, socket(L4_V4, ECHO_PORT)?, 12)?,
@@ -110,7 +153,7 @@ fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
             Load::datagrams(client, socket(L4_V4, ECHO_PORT)?, 6)?,
         ];
         loads.iter().try_for_each(|load| load.wait_for(300))?;
-        reload(world, via, &ENDPOINTS[1..])?;
+        reload(world, via, &MIXED[1..])?;
 
         let mut new = Tally::default();
         for number in 0..40 {
@@ -139,8 +182,9 @@ fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
     Ok(())
 }
 
-fn an_endpoint_behind_a_gateway_is_refused_for_direct(world: &mut World) -> Result<()> {
-    reload(world, "direct", &ENDPOINTS)?;
+fn an_endpoint_behind_a_gateway_is_refused_for_direct(stage: &mut Stage) -> Result<()> {
+    let world = &stage.world;
+    reload(world, "direct", &MIXED)?;
     world
         .field
         .edge
