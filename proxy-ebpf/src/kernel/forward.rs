@@ -205,7 +205,7 @@ fn outer(endpoint: &Endpoint, gue: bool, hash: u32) -> Result<Outer, Verdict> {
 
 /// The longest packet that would have fitted, where one with so many bytes more around it does not.
 #[inline(always)]
-const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
+pub const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
     let longest = (mtu_bytes as u32).wrapping_sub(room as u32);
     if mtu_bytes == 0 || packet.frame_bytes_min - ETHERNET_BYTES as u32 <= longest {
         return None;
