@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use proxy_ebpf::object;
 use rig::client::{Tally, tcp_echo, udp_echo};
-use rig::field::{L4_V4, L4_V6};
+use rig::field::{Field, L4_V4, L4_V6};
 use rig::ledger::Ledger;
 use rig::load::Load;
+use rig::namespace::Namespace;
 use rig::origin::ECHO_PORT;
 use rig::return_path::{ReturnPath, faults};
 use rig::world::{World, socket};
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         |stage| stage.world.last_words(),
         tests![
             tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form,
+            what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on,
             an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
             an_endpoint_behind_a_gateway_is_refused_for_direct,
         ],
@@ -95,6 +97,7 @@ fn traffic_by_every_form(stage: &Stage) -> Result<()> {
 fn traffic(stage: &Stage, via: &str) -> Result<()> {
     let (world, field) = (&stage.world, &stage.world.field);
     let (ledger, seen) = (Ledger::open(field, &world.sluice)?, stage.back.seen()?);
+    forget_sizes(field)?;
     let faults_before = faults(field)?;
     ensure!(faults_before.len() > 7, "{faults_before:?}");
     for address in [L4_V4, L4_V6] {
@@ -137,6 +140,85 @@ fn traffic(stage: &Stage, via: &str) -> Result<()> {
         ensure!(right, "origins saw {count} packets as {kind}: {said}");
     }
     ensure!(faults(field)? == faults_before, "{:?}", faults(field)?);
+    Ok(())
+}
+
+/// Between links of different MTU a NAT is the router that has to tell; the peers announce segments as if all were alike.
+fn what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on(
+    stage: &mut Stage,
+) -> Result<()> {
+    for narrow in [Narrow::Endpoints, Narrow::Client] {
+        narrow.set(stage, 1300)?;
+        reload(&stage.world, "nat", &BOTH)?;
+        let told = told_by_nat(stage);
+        narrow.set(stage, 1500)?;
+        told.with_context(|| format!("{narrow:?}"))?;
+    }
+    reload(&stage.world, "nat", &BOTH)
+}
+
+/// Which links of the edge are the narrow ones.
+#[derive(Clone, Copy, Debug)]
+enum Narrow {
+    Endpoints,
+    Client,
+}
+
+impl Narrow {
+    fn set(self, stage: &Stage, mtu_bytes: u32) -> Result<()> {
+        let field = &stage.world.field;
+        let links: Vec<(&str, &Namespace)> = match self {
+            Self::Client => vec![("client0", &field.client)],
+            Self::Endpoints => ["origin1", "origin2", "origin3"]
+                .into_iter()
+                .zip(&field.origins)
+                .collect(),
+        };
+        for (link, far) in links {
+            field.edge.ip(&format!("link set {link} mtu {mtu_bytes}"))?;
+            far.ip(&format!("link set eth0 mtu {mtu_bytes}"))?;
+            for (family, mss) in [("-4", 1460), ("-6", 1440)] {
+                let routes = far.run(&["ip", family, "route", "show", "default"])?;
+                let route = routes.trim().split(" advmss").next().unwrap_or_default();
+                let mut words = vec!["ip", family, "route", "replace"];
+                words.extend(route.split(' ').filter(|word| !word.is_empty()));
+                let mss = mss.to_string();
+                words.extend(["advmss", &mss]);
+                far.run(&words)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn told_by_nat(stage: &Stage) -> Result<()> {
+    let (world, field) = (&stage.world, &stage.world.field);
+    forget_sizes(field)?;
+    let before = faults(field)?;
+    for address in [L4_V4, L4_V6] {
+        let ledger = Ledger::open(field, &world.sluice)?;
+        let to = socket(address, ECHO_PORT)?;
+        let mut tally = Tally::default();
+        for number in 0..12 {
+            tally.count(field.client.inside(|| tcp_echo(to, 40_000, number)));
+        }
+        tally
+            .expect_no_failure()
+            .with_context(|| address.to_owned())?;
+        let account = ledger.close(field, &world.sluice)?;
+        let told = account.verdicts.contains_key("too_big");
+        ensure!(account.balanced && told, "{address}: {account:?}");
+    }
+    ensure!(faults(field)? == before, "{:?}", faults(field)?);
+    Ok(())
+}
+
+/// Lets everybody forget what sizes they were told.
+fn forget_sizes(field: &Field) -> Result<()> {
+    for namespace in std::iter::once(&field.client).chain(&field.origins) {
+        namespace.run(&["ip", "-4", "route", "flush", "cache"])?;
+        namespace.run(&["ip", "-6", "route", "flush", "cache"])?;
+    }
     Ok(())
 }
 
