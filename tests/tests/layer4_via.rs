@@ -1,17 +1,22 @@
 //! Layer 4 through whole proxies by every form of sending on: `nat`, and `direct`, `ipip` and `gue` with origins that answer the client by themselves.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use proxy_ebpf::object;
-use rig::client::{Tally, tcp_echo, udp_echo};
+use rig::client::{Tally, exchange_datagram, split_echo, tcp_echo, udp_echo, udp_socket};
 use rig::field::{Field, L4_V4, L4_V6};
 use rig::ledger::Ledger;
 use rig::load::Load;
 use rig::namespace::Namespace;
 use rig::origin::ECHO_PORT;
 use rig::return_path::{ReturnPath, faults};
+use rig::sluice::Sluice;
 use rig::world::{World, socket};
 use rig::{harness, tests, wait};
 
@@ -32,49 +37,65 @@ const AS_IT_IS: [&str; 3] = ["direct", "ipip", "gue"];
 struct Stage {
     world: World,
     back: ReturnPath,
+    /// The mode of XDP.
+    mode: &'static str,
+}
+
+impl Stage {
+    /// Puts the listener's form of forwarding and its endpoints in force.
+    fn reload(&self, via: &str, endpoints: &[&str]) -> Result<()> {
+        self.reload_with(via, endpoints, "follow")
+    }
+
+    fn reload_with(&self, via: &str, endpoints: &[&str], fragments: &str) -> Result<()> {
+        let text = configuration(self.mode, via, endpoints, fragments);
+        self.world.write(&text)?;
+        self.world.sluice.command(&["reload"]).map(drop)
+    }
 }
 
 fn main() -> ExitCode {
     harness::main(
         || {
-            let mut world = World::build(&configuration("direct", &MIXED))?;
+            let mut world = World::build(&configuration("native", "direct", &MIXED, "follow"))?;
             let back = ReturnPath::lay(&mut world.field, object::FLOOR)?;
-            Ok(Stage { world, back })
+            Ok(Stage {
+                world,
+                back,
+                mode: "native",
+            })
         },
         |stage| stage.world.last_words(),
         tests![
             tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form,
             what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on,
+            fragments_follow_or_pass_or_are_dropped_by_the_listeners_word,
             an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
             an_endpoint_behind_a_gateway_is_refused_for_direct,
+            the_generic_mode_does_the_same,
         ],
     )
 }
 
-fn configuration(via: &str, endpoints: &[&str]) -> String {
+fn configuration(mode: &str, via: &str, endpoints: &[&str], fragments: &str) -> String {
     format!(
         r#"
 [datapath]
 interfaces = ["client0", "origin1", "origin2", "origin3"]
-mode       = "native"
+mode       = "{mode}"
 nat        = {{ source = ["10.77.9.1", "fd77:9::1"], ports = "20000-39999" }}
 tunnel     = {{ source = ["10.77.9.1", "fd77:9::1"] }}
 
 [[listener]]
 name    = "echo"
 address = ["{L4_V4}:7000/tcp", "{L4_V4}:7000/udp", "[{L4_V6}]:7000/tcp", "[{L4_V6}]:7000/udp"]
-forward = {{ upstream = "echo", via = "{via}" }}
+forward = {{ upstream = "echo", via = "{via}", fragments = "{fragments}" }}
 
 [[upstream]]
 name      = "echo"
 endpoints = {endpoints:?}
 "#
     )
-}
-
-fn reload(world: &World, via: &str, endpoints: &[&str]) -> Result<()> {
-    world.write(&configuration(via, endpoints))?;
-    world.sluice.command(&["reload"]).map(drop)
 }
 
 fn tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form(
@@ -86,7 +107,7 @@ fn tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form(
 fn traffic_by_every_form(stage: &Stage) -> Result<()> {
     for via in ["nat", "direct", "ipip", "gue"] {
         let endpoints = if via == "nat" { &BOTH[..] } else { &MIXED };
-        reload(&stage.world, via, endpoints)?;
+        stage.reload(via, endpoints)?;
         traffic(stage, via).with_context(|| format!("via {via}"))?;
     }
     Ok(())
@@ -149,12 +170,12 @@ fn what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on(
 ) -> Result<()> {
     for narrow in [Narrow::Endpoints, Narrow::Client] {
         narrow.set(stage, 1300)?;
-        reload(&stage.world, "nat", &BOTH)?;
+        stage.reload("nat", &BOTH)?;
         let told = told_by_nat(stage);
         narrow.set(stage, 1500)?;
         told.with_context(|| format!("{narrow:?}"))?;
     }
-    reload(&stage.world, "nat", &BOTH)
+    stage.reload("nat", &BOTH)
 }
 
 /// Which links of the edge are the narrow ones.
@@ -222,12 +243,82 @@ fn forget_sizes(field: &Field) -> Result<()> {
     Ok(())
 }
 
+fn fragments_follow_or_pass_or_are_dropped_by_the_listeners_word(stage: &mut Stage) -> Result<()> {
+    let client = &stage.world.field.client;
+    for via in ["nat", "direct", "ipip", "gue"] {
+        let endpoints = if via == "nat" { &BOTH[..] } else { &MIXED };
+        for address in [L4_V4, L4_V6] {
+            let to = socket(address, ECHO_PORT)?;
+            stage.reload(via, endpoints)?;
+            // So that the client knows what fits: a datagram is sent once.
+            let mut learned = Tally::default();
+            for number in 0..12 {
+                learned.count(client.inside(|| tcp_echo(to, 20_000, number)));
+            }
+            learned.expect_no_failure()?;
+            let verdicts = fragmented(stage, to, Answer::Echo)?;
+            ensure!(verdicts.contains_key("forward"), "{verdicts:?}");
+
+            stage.reload_with(via, endpoints, "pass")?;
+            let verdicts = fragmented(stage, to, Answer::Refused)?;
+            ensure!(verdicts.contains_key("unsupported"), "{verdicts:?}");
+
+            stage.reload_with(via, endpoints, "drop")?;
+            let verdicts = fragmented(stage, to, Answer::None)?;
+            let dropped = verdicts.get("fragment_refused").copied();
+            ensure!(dropped.is_some_and(|count| count >= 3), "{verdicts:?}");
+        }
+    }
+    stage.reload("direct", &MIXED)
+}
+
+/// What a client hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Echo,
+    /// The edge's own Linux has no socket there.
+    Refused,
+    None,
+}
+
+/// Sends a datagram of several fragments after a small one, which is answered always; gives the verdicts.
+fn fragmented(stage: &Stage, to: SocketAddr, wanted: Answer) -> Result<BTreeMap<String, u64>> {
+    let (world, field) = (&stage.world, &stage.world.field);
+    let ledger = Ledger::open(field, &world.sluice)?;
+    let large: Vec<u8> = (0..4000_u32).map(|index| (index * 7) as u8).collect();
+    let heard = field.client.inside(|| -> Result<Answer> {
+        let socket = udp_socket(to)?;
+        exchange_datagram(&socket, b"small")?;
+        if wanted == Answer::None {
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        }
+        socket.send(&large)?;
+        let mut buffer = vec![0; 65_536];
+        match socket.recv(&mut buffer) {
+            Ok(length) => {
+                let (_, back) = split_echo(&buffer[..length])?;
+                ensure!(back == large, "the echoed datagram differs");
+                Ok(Answer::Echo)
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Answer::Refused),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(Answer::None),
+            Err(error) => Err(error.into()),
+        }
+    })?;
+    let account = ledger.close(field, &world.sluice)?;
+    ensure!(
+        account.balanced && heard == wanted,
+        "{to}: {heard:?} where it should be {wanted:?}: {account:?}"
+    );
+    Ok(account.verdicts)
+}
+
 fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
     stage: &mut Stage,
 ) -> Result<()> {
     let world = &stage.world;
     for via in AS_IT_IS {
-        reload(world, via, &MIXED)?;
+        stage.reload(via, &MIXED)?;
         let client = &world.field.client;
         let loads = [
             Load::streams(client, socket(L4_V4, ECHO_PORT)?, 12)?,
@@ -235,7 +326,7 @@ fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
             Load::datagrams(client, socket(L4_V4, ECHO_PORT)?, 6)?,
         ];
         loads.iter().try_for_each(|load| load.wait_for(300))?;
-        reload(world, via, &MIXED[1..])?;
+        stage.reload(via, &MIXED[1..])?;
 
         let mut new = Tally::default();
         for number in 0..40 {
@@ -266,13 +357,13 @@ fn an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one(
 
 fn an_endpoint_behind_a_gateway_is_refused_for_direct(stage: &mut Stage) -> Result<()> {
     let world = &stage.world;
-    reload(world, "direct", &MIXED)?;
+    stage.reload("direct", &MIXED)?;
     world
         .field
         .edge
         .ip("route add 10.99.0.0/24 via 10.77.1.2 dev origin1")?;
     let far = ["10.99.0.2:7000", "10.77.3.2:7000"];
-    let Err(said) = reload(world, "direct", &far) else {
+    let Err(said) = stage.reload("direct", &far) else {
         anyhow::bail!("an endpoint behind a gateway was taken");
     };
     let said = format!("{said:#}");
@@ -282,5 +373,18 @@ fn an_endpoint_behind_a_gateway_is_refused_for_direct(stage: &mut Stage) -> Resu
         let to = socket(L4_V4, ECHO_PORT);
         to.is_ok_and(|to| world.field.client.inside(|| udp_echo(to, b"hello")).is_ok())
     })?;
-    reload(world, "ipip", &far)
+    stage.reload("ipip", &far)
+}
+
+fn the_generic_mode_does_the_same(stage: &mut Stage) -> Result<()> {
+    let Stage { world, mode, .. } = &mut *stage;
+    world.sluice.keeper().signal(Signal::SIGTERM)?;
+    world.sluice.keeper().wait(rig::sluice::PATIENCE)?;
+    world.sluice.command(&["datapath", "down"])?;
+    *mode = "generic";
+    world.write(&configuration(mode, "direct", &MIXED, "follow"))?;
+    world.sluice = Sluice::start(&world.field.edge, &world.folder.join("sluice.toml"))?;
+    traffic_by_every_form(stage)?;
+    what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on(stage)?;
+    fragments_follow_or_pass_or_are_dropped_by_the_listeners_word(stage)
 }
