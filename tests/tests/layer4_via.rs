@@ -59,9 +59,7 @@ fn main() -> ExitCode {
         || {
             let mut world = World::build(&configuration("native", "direct", &MIXED, "follow"))?;
             let back = ReturnPath::lay(&mut world.field, object::FLOOR)?;
-            // Who is refused by the edge's own Linux is told so each time.
-            world.field.edge.set("ipv4/icmp_ratelimit", "0")?;
-            world.field.edge.set("ipv6/icmp/ratelimit", "0")?;
+            let_the_edge_refuse(&world.field)?;
             Ok(Stage {
                 world,
                 back,
@@ -78,6 +76,16 @@ fn main() -> ExitCode {
             the_generic_mode_does_the_same,
         ],
     )
+}
+
+/// Who is refused by the edge's own Linux is told so each time: it asks for the client's MAC from a link-local address, for
+/// the listener's is none of the link.
+fn let_the_edge_refuse(field: &Field) -> Result<()> {
+    field.client.set("ipv6/conf/eth0/accept_ra", "0")?;
+    field.client.ip("address add fe80::2/64 dev eth0 nodad")?;
+    field.edge.ip("address add fe80::1/64 dev client0 nodad")?;
+    field.edge.set("ipv4/icmp_ratelimit", "0")?;
+    field.edge.set("ipv6/icmp/ratelimit", "0")
 }
 
 fn configuration(mode: &str, via: &str, endpoints: &[&str], fragments: &str) -> String {
