@@ -10,6 +10,7 @@ pub mod harness;
 pub mod http;
 pub mod ledger;
 pub mod load;
+pub mod model;
 pub mod namespace;
 pub mod origin;
 pub mod packet;

@@ -7,10 +7,14 @@ mod flow;
 mod guard;
 #[path = "packet/loaded.rs"]
 mod loaded;
+#[path = "packet/mirror.rs"]
+mod mirror;
 #[path = "packet/nat.rs"]
 mod nat;
 #[path = "packet/pass.rs"]
 mod pass;
+#[path = "packet/pool.rs"]
+mod pool;
 #[path = "packet/rare.rs"]
 mod rare;
 #[path = "packet/sent.rs"]
