@@ -539,7 +539,7 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 24);
 
-/// Packets and bytes of one counter. Bytes are whole frames, without the checksum at their end.
+/// Packets and bytes of one counter. Bytes are whole frames, without VLAN tags and without the checksum at their end.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {

@@ -386,7 +386,8 @@ impl Loaded {
         self.array(name::RINGS).set(page, Value(*ring), 0).unwrap();
     }
 
-    fn page_of(&self, upstream: u32) -> u32 {
+    /// The first page of an upstream's ring and stamps.
+    pub fn page_of(&self, upstream: u32) -> u32 {
         self.at::<Upstream>(name::UPSTREAMS, upstream).page
     }
 
