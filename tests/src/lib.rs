@@ -5,7 +5,9 @@
 
 pub mod certificate;
 pub mod client;
+pub mod dice;
 pub mod field;
+pub mod generated;
 pub mod harness;
 pub mod http;
 pub mod ledger;

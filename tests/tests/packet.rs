@@ -3,6 +3,8 @@
 
 #[path = "packet/flow.rs"]
 mod flow;
+#[path = "packet/generated.rs"]
+mod generated;
 #[path = "packet/guard.rs"]
 mod guard;
 #[path = "packet/loaded.rs"]
