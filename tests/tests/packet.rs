@@ -1,6 +1,8 @@
 //! Fixture packets through the loaded XDP program: input and state in; verdict, action and every byte out.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
+#[path = "packet/cases.rs"]
+mod cases;
 #[path = "packet/flow.rs"]
 mod flow;
 #[path = "packet/generated.rs"]

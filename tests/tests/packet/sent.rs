@@ -19,15 +19,7 @@ fn sending(via: u32) -> Option<Loaded> {
 
 fn sending_sized(via: u32, sizes: &[(&'static str, u32)]) -> Option<Loaded> {
     let mut loaded = load_sized(sizes)?;
-    let mut tunnel = Tunnel::zeroed();
-    tunnel.source4 = address(IpAddr::from([172, 16, 0, 0]));
-    tunnel.source6 = address(IpAddr::from([0x100, 0, 0, 0, 0, 0, 0, 1]));
-    if via == mode::GUE {
-        tunnel.source4 = address(IpAddr::from([172, 16, 0, 1]));
-    }
-    tunnel.entropy4 = 0xffffu32.to_be();
-    tunnel.gue_port = 6080u16.to_be_bytes();
-    loaded.tunnel(tunnel);
+    loaded.tunnel(tunnel(via));
     for (upstream, v6) in [(1, false), (2, true)] {
         let endpoints = members(v6, &[1, 2, 3]);
         for (id, at) in &endpoints {
@@ -49,6 +41,19 @@ fn sending_sized(via: u32, sizes: &[(&'static str, u32)]) -> Option<Loaded> {
         }
     }
     Some(loaded)
+}
+
+/// The outer addresses that `wrapped` expects.
+pub fn tunnel(via: u32) -> Tunnel {
+    let mut tunnel = Tunnel::zeroed();
+    tunnel.source4 = address(IpAddr::from([172, 16, 0, 0]));
+    tunnel.source6 = address(IpAddr::from([0x100, 0, 0, 0, 0, 0, 0, 1]));
+    if via == mode::GUE {
+        tunnel.source4 = address(IpAddr::from([172, 16, 0, 1]));
+    }
+    tunnel.entropy4 = 0xffffu32.to_be();
+    tunnel.gue_port = 6080u16.to_be_bytes();
+    tunnel
 }
 
 fn members(v6: bool, numbers: &[u16]) -> Vec<(u16, (IpAddr, u16))> {
@@ -80,7 +85,7 @@ fn frames(v6: bool, to_v6: bool) -> Vec<Frame> {
     frames
 }
 
-fn flow_hash(loaded: &mut Loaded, frame: &Frame) -> u32 {
+pub fn flow_hash(loaded: &mut Loaded, frame: &Frame) -> u32 {
     let (ports, protocol) = match frame.transport {
         Transport::Tcp { ports, .. } => (ports, TCP),
         Transport::Udp { ports, .. } => (ports, UDP),
@@ -98,7 +103,7 @@ fn flow_hash(loaded: &mut Loaded, frame: &Frame) -> u32 {
 }
 
 /// The outer headers, built apart from the product.
-fn wrapped(frame: &Frame, hash: u32, to: IpAddr, gue: bool) -> Vec<u8> {
+pub fn wrapped(frame: &Frame, hash: u32, to: IpAddr, gue: bool) -> Vec<u8> {
     let inside = frame.bytes().split_off(14);
     let v6_inside = frame.source.is_ipv6();
     let mut payload = vec![];
