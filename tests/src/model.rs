@@ -14,7 +14,7 @@ mod write;
 use proxy_ebpf::abi::{Listener, mode, option};
 use proxy_ebpf::verdict::Verdict;
 
-pub use read::{Part, Read};
+pub use read::{Part, Read, read};
 pub use state::{Entry, Sizes, State};
 
 use state::listener_of;
@@ -98,7 +98,7 @@ impl Model {
             .first_buffer_bytes
             .saturating_sub(arrival.frame.len() - bytes.len());
         let readable = &bytes[..bytes.len().min(readable)];
-        let mut packet = read::read(readable, |port| self.state.is_wanted(port))?;
+        let mut packet = read(readable, |port| self.state.is_wanted(port))?;
         if !self.knows_ports(&mut packet, arrival.now_ns) {
             return Err(self.judge_by_address(&packet, arrival.now_ns));
         }

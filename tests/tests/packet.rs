@@ -9,6 +9,8 @@ mod flow;
 mod generated;
 #[path = "packet/guard.rs"]
 mod guard;
+#[path = "packet/katran.rs"]
+mod katran;
 #[path = "packet/loaded.rs"]
 mod loaded;
 #[path = "packet/mirror.rs"]
