@@ -290,7 +290,7 @@ const _: () = assert!(size_of::<Listener>() == 16);
 pub struct Upstream {
     /// First page of its ring in `RINGS`.
     pub page: u32,
-    /// Slots in its ring, a prime; 0 while it has no ring.
+    /// Slots in its ring, a power of two; 0 while it has no ring.
     pub slots: u32,
 }
 const _: () = assert!(size_of::<Upstream>() == 8);
