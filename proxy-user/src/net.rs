@@ -37,7 +37,7 @@ pub use self::combine::join;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, caught, select},
+    combine::{Either, at_once, caught, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,

@@ -105,7 +105,7 @@ impl Stream {
 
     /// Sends several parts in the background, behind what is being sent. They wait in memory: await [`Self::idle`] before, and
     /// no more than one payload waits while another is on its way. An error is found by whoever sends or waits next.
-    pub fn queue<const N: usize>(&self, parts: [Payload; N]) {
+    pub fn queue(&self, parts: impl IntoIterator<Item = Payload>) {
         self.socket.begin(parts);
     }
 

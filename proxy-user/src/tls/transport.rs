@@ -62,7 +62,7 @@ impl Transport {
     ///
     /// # Errors
     /// As that of TLS.
-    pub fn queue<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
+    pub fn queue(&self, parts: impl IntoIterator<Item = Payload>) -> io::Result<()> {
         match self {
             Self::Plain(stream) => {
                 stream.queue(parts);

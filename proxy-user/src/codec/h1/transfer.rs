@@ -1,14 +1,20 @@
 //! One body on its way from one wire to another, behind the head that announces it: framed anew, with backpressure and deadlines.
 
-use std::time::Duration;
+use std::{iter::once, time::Duration};
 
-use super::BodyEncoder;
+use super::{BodyEncoder, Frame, LengthMismatch};
 use super::wire::{Body, BodyError};
-use crate::net::{self, Chunk, Instant};
+use crate::net::{self, Chunk, Instant, Payload};
 use crate::tls::Transport;
 
 /// Data up to this length is copied behind the head: one buffer to send is cheaper than several, and the receive buffer is free at once.
 const COPIED_BYTES_MAX: usize = 4 << 10;
+
+/// What has arrived is sent together up to this length, if not beyond it by one receive buffer: one system call of the kernel's for many buffers.
+const BATCH_BYTES_MAX: usize = 128 << 10;
+
+/// A receiver that has taken so much within [`Pace::send`] gets another one for the rest.
+const TAKEN_BYTES_MIN: u64 = 16 << 10;
 
 /// What a transfer may take.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +23,7 @@ pub struct Pace {
     pub wait: Duration,
     /// Slowest average at which data may come, in bytes per second, after one `wait`; 0 = any.
     pub rate_min: u64,
-    /// Longest wait until the peer has taken what was sent before.
+    /// Longest wait until the peer has taken what was sent before, or [`TAKEN_BYTES_MIN`] of it.
     pub send: Duration,
     /// Longest body.
     pub bytes_max: u64,
@@ -30,8 +36,11 @@ pub struct Transfer<'t, 'w> {
     encoder: BodyEncoder,
     /// The head, until it is sent.
     head: Option<Vec<u8>>,
-    /// Data that waits for the sending side.
+    /// Data that waits for the sending side, and what is to go with it.
     data: Option<Chunk>,
+    more: Vec<Chunk>,
+    /// Found behind data that is to be sent before.
+    fault: Option<BodyError>,
     pace: Pace,
     started: Instant,
     bytes: u64,
@@ -68,6 +77,8 @@ impl<'t, 'w> Transfer<'t, 'w> {
             encoder,
             head: Some(head),
             data: None,
+            more: Vec::new(),
+            fault: None,
             pace,
             started: net::now(),
             bytes: 0,
@@ -97,6 +108,9 @@ impl<'t, 'w> Transfer<'t, 'w> {
     /// See [`TransferError`]; nothing more can be sent then.
     pub async fn run(&mut self) -> Result<(), TransferError> {
         while !self.is_done {
+            if let Some(fault) = self.fault.take() {
+                return Err(TransferError::Body(fault));
+            }
             self.look()?;
             if self.data.is_none() && self.head.is_none() && !self.body.is_ended() {
                 let next = net::timeout(self.deadline(), self.body.next()).await;
@@ -105,14 +119,55 @@ impl<'t, 'w> Transfer<'t, 'w> {
                     .map_err(TransferError::Body)?;
             }
             let before = net::now();
-            let idle = net::timeout(before + self.pace.send, self.to.idle()).await;
-            idle.map_err(|_| TransferError::SinkLate)?
-                .map_err(|_| TransferError::Sink)?;
+            self.wait_until_taken().await?;
             // Time that the receiver took is not held against the sender.
             self.started = self.started + (net::now() - before);
+            self.gather().await;
             self.send()?;
         }
         Ok(())
+    }
+
+    /// Waits until the receiver has taken what was sent, as long as it takes any.
+    async fn wait_until_taken(&self) -> Result<(), TransferError> {
+        loop {
+            let before = self.to.tcp().sent_bytes();
+            match net::timeout(net::now() + self.pace.send, self.to.idle()).await {
+                Ok(idle) => return idle.map_err(|_| TransferError::Sink),
+                Err(net::Elapsed)
+                    if self.to.tcp().sent_bytes() - before >= TAKEN_BYTES_MIN => {}
+                Err(net::Elapsed) => return Err(TransferError::SinkLate),
+            }
+        }
+    }
+
+    /// Takes along what has arrived meanwhile, and does not wait for any.
+    async fn gather(&mut self) {
+        let mut len = self.data.as_ref().map_or(0, |data| data.len());
+        while len < BATCH_BYTES_MAX && !self.body.is_ended() && self.fault.is_none() {
+            match net::at_once(self.body.next()).await {
+                Some(Ok(Some(data))) => {
+                    len += data.len();
+                    if self.data.is_none() {
+                        self.data = Some(data);
+                    } else {
+                        self.more.push(data);
+                    }
+                }
+                Some(Err(fault)) => self.fault = Some(fault),
+                // Nothing is here yet, or nothing will come any more.
+                Some(Ok(None)) | None => return,
+            }
+        }
+    }
+
+    /// So many bytes more, as the limit and the framing see them.
+    fn account(&mut self, len: usize) -> Result<Frame, TransferError> {
+        self.bytes += len as u64;
+        if self.bytes > self.pace.bytes_max {
+            return Err(TransferError::TooLarge);
+        }
+        self.encoder.frame(len).map_err(cut_short)
     }
 
     /// The next data must be here by then: soon, and not so late that the average falls below the slowest allowed.
@@ -126,17 +181,14 @@ impl<'t, 'w> Transfer<'t, 'w> {
         soon.min(self.started + self.pace.wait + earned)
     }
 
+    fn parts(&self) -> impl Iterator<Item = &Chunk> {
+        self.data.iter().chain(&self.more)
+    }
+
     /// Queues what there is: head, data, and the end once the body has ended.
     fn send(&mut self) -> Result<(), TransferError> {
-        let data = self.data.take();
-        let len = data.as_ref().map_or(0, |data| data.len());
-        self.bytes += len as u64;
-        if self.bytes > self.pace.bytes_max {
-            return Err(TransferError::TooLarge);
-        }
-        // What the decoder of a length lets through is what the encoder of the same length expects.
-        let cut_short = |_| TransferError::Body(BodyError::CutShort);
-        let frame = self.encoder.frame(len).map_err(cut_short)?;
+        let len = self.parts().map(|part| part.len()).sum();
+        let frame = self.account(len)?;
         let is_ended = self.body.is_ended();
         let end = if is_ended {
             self.encoder.end().map_err(cut_short)?
@@ -145,19 +197,25 @@ impl<'t, 'w> Transfer<'t, 'w> {
         };
         let mut out = self.head.take().unwrap_or_default();
         out.extend_from_slice(frame.prefix());
-        let sent = match data {
-            Some(data) if len > COPIED_BYTES_MAX => {
-                self.to
-                    .queue([out.into(), data.into(), frame.suffix().into(), end.into()])
-            }
-            data => {
-                for part in [data.as_deref().unwrap_or_default(), frame.suffix(), end] {
-                    out.extend_from_slice(part);
-                }
-                self.to.queue([out.into()])
-            }
+        let sent = if len > COPIED_BYTES_MAX {
+            let data = self.data.take().into_iter().chain(self.more.drain(..));
+            let ends = [frame.suffix().into(), end.into()];
+            let data = data.map(Payload::from);
+            self.to.queue(once(out.into()).chain(data).chain(ends))
+        } else {
+            self.parts().for_each(|part| out.extend_from_slice(part));
+            out.extend_from_slice(frame.suffix());
+            out.extend_from_slice(end);
+            self.data = None;
+            self.more.clear();
+            self.to.queue([out.into()])
         };
         self.is_done = is_ended;
         sent.map_err(|_| TransferError::Sink)
     }
+}
+
+/// What the decoder of a length lets through is what the encoder of the same length expects.
+fn cut_short(_: LengthMismatch) -> TransferError {
+    TransferError::Body(BodyError::CutShort)
 }
