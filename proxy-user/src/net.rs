@@ -21,6 +21,7 @@ mod pool;
 mod probe;
 mod runtime;
 mod socket;
+mod splice;
 mod stream;
 mod task;
 mod timer;
@@ -43,6 +44,7 @@ pub use self::{
     listener::Listener,
     probe::{ProbeError, probe},
     runtime::{now, run, spawn, turns, yield_now},
+    splice::Splice,
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},
 };

@@ -148,6 +148,10 @@ impl Stream {
         Ok((chunks, fd))
     }
 
+    pub(super) fn socket(&self) -> &Rc<Socket> {
+        &self.socket
+    }
+
     /// The other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer

@@ -102,6 +102,14 @@ impl Transport {
         }
     }
 
+    /// The connection, if what it carries is nothing but what is sent.
+    pub fn plain(&self) -> Option<&net::Stream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(_) => None,
+        }
+    }
+
     /// The TLS session, if it is one.
     pub fn tls(&self) -> Option<&Stream> {
         match self {

@@ -4,7 +4,7 @@ use std::{iter::once, time::Duration};
 
 use super::{BodyEncoder, Frame, LengthMismatch};
 use super::wire::{Body, BodyError};
-use crate::net::{self, Chunk, Instant, Payload};
+use crate::net::{self, Chunk, Instant, Payload, Splice};
 use crate::tls::Transport;
 
 /// Data up to this length is copied behind the head: one buffer to send is cheaper than several, and the receive buffer is free at once.
@@ -27,6 +27,8 @@ pub struct Pace {
     pub send: Duration,
     /// Longest body.
     pub bytes_max: u64,
+    /// With so much left of a body that nobody has to look at, it stays inside the kernel; 0 = never.
+    pub splice_bytes_min: u64,
 }
 
 /// A body, and where it goes. What one [`Transfer::run`] has begun the next one continues, so it can be dropped at any time.
@@ -41,6 +43,8 @@ pub struct Transfer<'t, 'w> {
     more: Vec<Chunk>,
     /// Found behind data that is to be sent before.
     fault: Option<BodyError>,
+    /// The way through the kernel, once it is taken.
+    splice: Option<Splice<'t>>,
     pace: Pace,
     started: Instant,
     bytes: u64,
@@ -79,6 +83,7 @@ impl<'t, 'w> Transfer<'t, 'w> {
             data: None,
             more: Vec::new(),
             fault: None,
+            splice: None,
             pace,
             started: net::now(),
             bytes: 0,
@@ -110,6 +115,9 @@ impl<'t, 'w> Transfer<'t, 'w> {
         while !self.is_done {
             if let Some(fault) = self.fault.take() {
                 return Err(TransferError::Body(fault));
+            }
+            if self.splice().await? {
+                continue;
             }
             self.look()?;
             if self.data.is_none() && self.head.is_none() && !self.body.is_ended() {
@@ -159,6 +167,85 @@ impl<'t, 'w> Transfer<'t, 'w> {
                 Some(Ok(None)) | None => return,
             }
         }
+    }
+
+    /// Moves some of the body inside the kernel; false where it has to go through user space.
+    async fn splice(&mut self) -> Result<bool, TransferError> {
+        let Some(left) = self.find_passage() else {
+            return Ok(false);
+        };
+        let deadline = self.deadline();
+        let Some(splice) = &mut self.splice else {
+            return Ok(false);
+        };
+        if splice.held() == 0 {
+            if splice.is_behind().await {
+                return Ok(false);
+            }
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let taken = net::timeout(deadline, splice.take(most)).await;
+            let taken = taken.map_err(|_| TransferError::Late)?;
+            if taken == 0 {
+                self.splice = None;
+                self.pace.splice_bytes_min = 0;
+                return Ok(false);
+            }
+            self.body.skip(taken as u64);
+            self.account(taken)?;
+        }
+        let before = net::now();
+        self.give().await?;
+        self.started = self.started + (net::now() - before);
+        if self.body.is_ended() {
+            self.encoder.end().map_err(cut_short)?;
+            self.is_done = true;
+        }
+        Ok(true)
+    }
+
+    /// How much can go through the kernel from now on; None where user space has something to send first, or to look at, or too little is left.
+    fn find_passage(&mut self) -> Option<u64> {
+        if let Some(splice) = &self.splice
+            && splice.held() > 0
+        {
+            return Some(0);
+        }
+        let is_first = self.splice.is_none();
+        let least = self.pace.splice_bytes_min;
+        if least == 0 || self.head.is_some() || self.data.is_some() || !self.encoder.is_plain() {
+            return None;
+        }
+        let (to, (from, left)) = (self.to.plain()?, self.body.passage()?);
+        // Of a body without a length, what has come already lets expect more.
+        let expected = if left == u64::MAX { self.bytes } else { left };
+        if is_first && expected < least {
+            return None;
+        }
+        if is_first {
+            self.splice = Splice::new(from, to);
+        }
+        if self.splice.is_none() {
+            self.pace.splice_bytes_min = 0;
+        }
+        Some(left)
+    }
+
+    /// Sends what the kernel holds.
+    async fn give(&mut self) -> Result<(), TransferError> {
+        let Some(splice) = &mut self.splice else {
+            return Ok(());
+        };
+        let (mut deadline, mut taken) = (net::now() + self.pace.send, 0);
+        while splice.held() > 0 {
+            let given = net::timeout(deadline, splice.give()).await;
+            taken += given
+                .map_err(|_| TransferError::SinkLate)?
+                .map_err(|_| TransferError::Sink)? as u64;
+            if taken >= TAKEN_BYTES_MIN {
+                (deadline, taken) = (net::now() + self.pace.send, 0);
+            }
+        }
+        Ok(())
     }
 
     /// So many bytes more, as the limit and the framing see them.
