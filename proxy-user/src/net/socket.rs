@@ -374,8 +374,16 @@ impl Socket {
     pub(super) fn poll_ready(self: &Rc<Self>, direction: Direction, waker: &Waker) -> Poll<()> {
         let (mut inbound, mut outbound) = (self.inbound.borrow_mut(), self.outbound.borrow_mut());
         let (watch, events, operation) = match direction {
-            Direction::In => (&mut inbound.watch, libc::POLLIN, Operation::Readable(self.clone())),
-            Direction::Out => (&mut outbound.watch, libc::POLLOUT, Operation::Writable(self.clone())),
+            Direction::In => (
+                &mut inbound.watch,
+                libc::POLLIN,
+                Operation::Readable(self.clone()),
+            ),
+            Direction::Out => (
+                &mut outbound.watch,
+                libc::POLLOUT,
+                Operation::Writable(self.clone()),
+            ),
         };
         if std::mem::take(&mut watch.is_ready) {
             return Poll::Ready(());

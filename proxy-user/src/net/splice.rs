@@ -182,7 +182,9 @@ impl Pipe {
         Ok(Self {
             reader,
             writer,
-            capacity: size.and_then(|size| usize::try_from(size).ok()).unwrap_or(0),
+            capacity: size
+                .and_then(|size| usize::try_from(size).ok())
+                .unwrap_or(0),
             held: 0,
         })
     }

@@ -2,8 +2,8 @@
 
 use std::{iter::once, time::Duration};
 
-use super::{BodyEncoder, Frame, LengthMismatch};
 use super::wire::{Body, BodyError};
+use super::{BodyEncoder, Frame, LengthMismatch};
 use crate::net::{self, Chunk, Instant, Payload, Splice};
 use crate::tls::Transport;
 
@@ -138,15 +138,25 @@ impl<'t, 'w> Transfer<'t, 'w> {
 
     /// Waits until the receiver has taken what was sent, as long as it takes any.
     async fn wait_until_taken(&self) -> Result<(), TransferError> {
+        if let Some(idle) = net::at_once(self.to.idle()).await {
+            return idle.map_err(|_| TransferError::Sink);
+        }
         loop {
-            let before = self.to.tcp().sent_bytes();
+            let before = self.to.tcp().acknowledged_bytes();
             match net::timeout(net::now() + self.pace.send, self.to.idle()).await {
                 Ok(idle) => return idle.map_err(|_| TransferError::Sink),
-                Err(net::Elapsed)
-                    if self.to.tcp().sent_bytes() - before >= TAKEN_BYTES_MIN => {}
-                Err(net::Elapsed) => return Err(TransferError::SinkLate),
+                Err(net::Elapsed) => self.expect_taken(before)?,
             }
         }
+    }
+
+    /// Another wait is due to a receiver that has taken enough since then.
+    fn expect_taken(&self, before: u64) -> Result<(), TransferError> {
+        let now = self.to.tcp().acknowledged_bytes();
+        if now.saturating_sub(before) < TAKEN_BYTES_MIN {
+            return Err(TransferError::SinkLate);
+        }
+        Ok(())
     }
 
     /// Takes along what has arrived meanwhile, and does not wait for any.
@@ -232,17 +242,18 @@ impl<'t, 'w> Transfer<'t, 'w> {
 
     /// Sends what the kernel holds.
     async fn give(&mut self) -> Result<(), TransferError> {
-        let Some(splice) = &mut self.splice else {
-            return Ok(());
-        };
-        let (mut deadline, mut taken) = (net::now() + self.pace.send, 0);
-        while splice.held() > 0 {
-            let given = net::timeout(deadline, splice.give()).await;
-            taken += given
-                .map_err(|_| TransferError::SinkLate)?
-                .map_err(|_| TransferError::Sink)? as u64;
-            if taken >= TAKEN_BYTES_MIN {
-                (deadline, taken) = (net::now() + self.pace.send, 0);
+        let to = self.to.tcp();
+        let acknowledged = || to.acknowledged_bytes();
+        let (mut deadline, mut before) = (net::now() + self.pace.send, acknowledged());
+        while let Some(splice) = &mut self.splice
+            && splice.held() > 0
+        {
+            match net::timeout(deadline, splice.give()).await {
+                Ok(given) => given.map(drop).map_err(|_| TransferError::Sink)?,
+                Err(net::Elapsed) => {
+                    self.expect_taken(before)?;
+                    (deadline, before) = (net::now() + self.pace.send, acknowledged());
+                }
             }
         }
         Ok(())
