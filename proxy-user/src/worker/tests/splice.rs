@@ -276,7 +276,7 @@ fn a_reader_that_takes_a_little_now_and_then_is_patiently_served() {
         read.extend_from_slice(&part);
         thread::sleep(Duration::from_millis(200));
     }
-    let head = super::client::find_head_end(&read).unwrap();
+    let head = client::find_head_end(&read).unwrap();
     let mut rest = vec![0; head + size - read.len()];
     std::io::Read::read_exact(&mut client.stream, &mut rest).unwrap();
     read.extend_from_slice(&rest);
