@@ -290,7 +290,7 @@ const _: () = assert!(size_of::<Listener>() == 16);
 pub struct Upstream {
     /// First page of its ring in `RINGS`.
     pub page: u32,
-    /// Slots in its ring, a prime; 0 while it has no ring.
+    /// Slots in its ring, a power of two; 0 while it has no ring.
     pub slots: u32,
 }
 const _: () = assert!(size_of::<Upstream>() == 8);
@@ -539,7 +539,7 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 24);
 
-/// Packets and bytes of one counter. Bytes are whole frames, without the checksum at their end.
+/// Packets and bytes of one counter. Bytes are whole frames, without VLAN tags and without the checksum at their end.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {

@@ -5,11 +5,14 @@
 
 pub mod certificate;
 pub mod client;
+pub mod dice;
 pub mod field;
+pub mod generated;
 pub mod harness;
 pub mod http;
 pub mod ledger;
 pub mod load;
+pub mod model;
 pub mod namespace;
 pub mod origin;
 pub mod packet;

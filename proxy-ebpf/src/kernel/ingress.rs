@@ -250,6 +250,7 @@ fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Ve
     }
     if ports.nat[word] & bit != 0
         && let Some(source) = look_up(packet, [0; 2], 0)
+        && source.mode == mode::NAT_RETURN
     {
         return Ok(source);
     }
