@@ -25,7 +25,6 @@ impl Model {
             ports: BTreeSet::new(),
             nat_ports: 0,
             tunnel: None,
-            hash_key: None,
         }
     }
 
