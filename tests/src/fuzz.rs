@@ -1,6 +1,7 @@
 //! What fuzzing feeds with bytes, and plain tests feed with the corpus that it left: each panics where two witnesses differ.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use proxy_ebpf::abi::{
     Address, Endpoint, Listener, Slot, Tunnel, Upstream, mode, option, protocol,
@@ -181,16 +182,13 @@ fn endpoint(address: Address) -> Endpoint {
 
 /// Eight bytes choose a state; frames follow, a byte with their length in units of four before each.
 pub fn judge(data: &[u8]) {
-    let Some((seed, mut rest)) = data.split_first_chunk::<8>() else {
+    let Some((seed, _)) = data.split_first_chunk::<8>() else {
         return;
     };
     let mut dice = Dice::new(u64::from_le_bytes(*seed));
     let mut model = Model::new(state(&mut dice));
     let mut now_ns = 1 << 40;
-    while let Some((length, behind)) = rest.split_first() {
-        let length = (usize::from(*length) * 4).min(behind.len());
-        let (frame, next) = behind.split_at(length);
-        rest = next;
+    for frame in frames(data) {
         now_ns += 1 << 28;
         let outcome = model.judge(Arrival {
             frame,
@@ -205,6 +203,37 @@ pub fn judge(data: &[u8]) {
             assert_eq!(outcome.bytes, frame);
         }
     }
+}
+
+/// The frames in an input of `judge`.
+pub fn frames(data: &[u8]) -> Vec<&[u8]> {
+    let mut rest = data.get(8..).unwrap_or_default();
+    let mut frames = vec![];
+    while let Some((length, behind)) = rest.split_first() {
+        let (frame, next) = behind.split_at((usize::from(*length) * 4).min(behind.len()));
+        frames.push(frame);
+        rest = next;
+    }
+    frames
+}
+
+/// The inputs of a target that fuzzing left, by name.
+///
+/// # Errors
+///
+/// As of reading a folder of the source.
+pub fn corpus(target: &str) -> std::io::Result<Vec<(PathBuf, Vec<u8>)>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let mut inputs = vec![];
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let input = std::fs::read(&path)?;
+        inputs.push((path, input));
+    }
+    inputs.sort();
+    Ok(inputs)
 }
 
 /// Listeners of every mode on two addresses, and NAT with few ports.

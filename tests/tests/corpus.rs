@@ -1,24 +1,8 @@
 //! What fuzzing found worth keeping, again in each run of the tests.
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 
-use std::path::{Path, PathBuf};
-
-/// The inputs of a target's corpus.
-fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target);
-    let mut inputs: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
-        .collect();
-    inputs.sort();
-    inputs
-}
-
 fn replay(target: &str, run: fn(&[u8])) {
-    let inputs = inputs(target);
+    let inputs = rig::fuzz::corpus(target).unwrap();
     assert!(!inputs.is_empty());
     for (path, input) in inputs {
         println!("{}", path.display());
