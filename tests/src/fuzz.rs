@@ -106,7 +106,7 @@ pub fn write(data: &[u8]) {
 
 fn address(v4: bool, dice: &mut Dice) -> Address {
     if v4 {
-        return Address::v4_word(dice.next() as u32);
+        return Address::v4_word(dice.word() as u32);
     }
     let mut address = Address([0x20; 16]);
     address.0.copy_from_slice(&dice.bytes(16));
@@ -118,7 +118,7 @@ fn address(v4: bool, dice: &mut Dice) -> Address {
 fn readdress(frame: &[u8], packet: &Packet, read: &Read, dice: &mut Dice) {
     let v4 = !read.v6;
     let (source, destination) = (address(v4, dice), address(v4, dice));
-    let ports = (dice.next() as u16, dice.next() as u16);
+    let ports = (dice.word() as u16, dice.word() as u16);
     let change = witness::Change {
         source: (source, ports.0),
         destination: (destination, ports.1),
@@ -154,7 +154,7 @@ fn encapsulate(
     let outer = witness::Outer {
         source: address(v4, dice),
         gue_port: gue.then_some([0x17, 0xc0]),
-        entropy: dice.next() as u32,
+        entropy: dice.word() as u32,
     };
     let same = Outer {
         source: outer.source,

@@ -109,7 +109,7 @@ fn build(loaded: &mut Loaded, world: &World, dice: &mut Dice) {
         tunnel.source4 = address(v4(7, 0));
         tunnel.source6 = address(v6(7, 0));
     }
-    (tunnel.entropy4, tunnel.entropy6) = (dice.next() as u32, dice.next() as u32);
+    (tunnel.entropy4, tunnel.entropy6) = (dice.word() as u32, dice.word() as u32);
     tunnel.gue_port = dice.one(&[6080u16, 9886]).to_be_bytes();
     loaded.tunnel(tunnel);
     for id in 1..=8 {
