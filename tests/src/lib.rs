@@ -18,6 +18,7 @@ pub mod origin;
 pub mod packet;
 pub mod pass;
 pub mod process;
+pub mod return_path;
 pub mod sandbox;
 pub mod sluice;
 pub mod wait;

@@ -206,7 +206,7 @@ fn outer(endpoint: &Endpoint, gue: bool, hash: u32) -> Result<Outer, Verdict> {
 
 /// The longest packet that would have fitted, where one with so many bytes more around it does not.
 #[inline(always)]
-const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
+pub const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
     // Where nothing is known of the way, what the length in an outer header can say is the limit.
     let mtu_bytes = if mtu_bytes == 0 { u16::MAX } else { mtu_bytes };
     let longest = (mtu_bytes as u32).saturating_sub(room as u32);

@@ -185,6 +185,7 @@ impl Writer {
                     source_mac: endpoint.source_mac,
                     mtu_bytes: endpoint.mtu_bytes,
                     plain_mtu_bytes: endpoint.plain_mtu_bytes,
+                    back_mtu_bytes: endpoint.back_mtu_bytes,
                 };
                 self.reaches.insert(id, reach);
                 self.neighbours.believe(address.ip(), reach);
@@ -501,6 +502,7 @@ impl Writer {
             entry.source_mac = reach.source_mac;
             entry.mtu_bytes = reach.mtu_bytes;
             entry.plain_mtu_bytes = reach.plain_mtu_bytes;
+            entry.back_mtu_bytes = reach.back_mtu_bytes;
             self.set_endpoint(id, entry)?;
             entry.ifindex = reach.ifindex;
             self.set_endpoint(id, entry)?;

@@ -4,6 +4,7 @@ use proxy_ebpf::abi::{Nat, NatFlow, flow_state};
 use proxy_ebpf::verdict::Verdict;
 
 use super::read::{Part, Read};
+use super::send::{exceeded, tell_too_big};
 use super::write::{self, Change};
 use super::{Entry, Model, Passage, Sent};
 use crate::packet::{FIN, RST, TCP};
@@ -30,6 +31,9 @@ impl Model {
         if endpoint.address.is_v4() == packet.v6 {
             return Err(Verdict::Inconsistent);
         }
+        if let Some(longest) = exceeded(packet, endpoint.plain_mtu_bytes, 0) {
+            return tell_too_big(passage, longest);
+        }
         if !matches!(packet.part, Part::Error { .. }) {
             self.note(index, passage, true);
         }
@@ -53,7 +57,8 @@ impl Model {
         })
     }
 
-    /// A packet at a NAT source belongs to the flow that has its port, if it is from that flow's endpoint.
+    /// A packet at a NAT source belongs to the flow that has its port, if it is from that flow's endpoint. That it fits
+    /// the client's interface is the kernel's own word, and the interfaces of a test run take everything.
     pub(super) fn give_back(&mut self, passage: &Passage, source: u32) -> Result<Sent, Verdict> {
         let packet = &passage.packet;
         let nat = &self.state.nat;

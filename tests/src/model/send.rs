@@ -41,11 +41,8 @@ impl Model {
             let bytes = write::encapsulated(&passage.bytes, packet, &endpoint, &outer);
             (bytes, endpoint.mtu_bytes, room_bytes)
         };
-        // Without a known limit that of the outer header's own length counts.
-        let mtu_bytes = if mtu_bytes == 0 { u16::MAX } else { mtu_bytes };
-        let longest = usize::from(mtu_bytes).saturating_sub(room_bytes);
-        if packet.ip_end - 14 > longest {
-            return tell_too_big(passage, longest as u16);
+        if let Some(longest) = exceeded(packet, mtu_bytes, room_bytes) {
+            return tell_too_big(passage, longest);
         }
         self.state.count_endpoint(id, passage.bytes.len() as u64);
         self.touched.push(Entry::EndpointTraffic(id));
@@ -172,9 +169,17 @@ impl Model {
     }
 }
 
+/// What would have fitted, where a packet with so many bytes more around it does not.
+pub(super) fn exceeded(packet: &Read, mtu_bytes: u16, room_bytes: usize) -> Option<u16> {
+    // Without a known limit that of the outer header's own length counts.
+    let mtu_bytes = if mtu_bytes == 0 { u16::MAX } else { mtu_bytes };
+    let longest = usize::from(mtu_bytes).saturating_sub(room_bytes);
+    (packet.ip_end - 14 > longest).then_some(longest as u16)
+}
+
 /// The sender is told, unless what it sent is an error, or a part of an IPv4 packet that is not its first
 /// (RFC 1122 section 3.2.2), or too short to be quoted.
-fn tell_too_big(passage: &Passage, mtu_bytes: u16) -> Result<Sent, Verdict> {
+pub(super) fn tell_too_big(passage: &Passage, mtu_bytes: u16) -> Result<Sent, Verdict> {
     let packet = &passage.packet;
     let silent = match packet.part {
         Part::Error { .. } => true,

@@ -331,6 +331,8 @@ impl Loaded {
             ifindex,
             mtu_bytes: 0,
             plain_mtu_bytes: 0,
+            back_mtu_bytes: 0,
+            zero: [0; 6],
         };
         change(&mut endpoint);
         self.array(name::ENDPOINTS)
