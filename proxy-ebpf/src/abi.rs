@@ -187,11 +187,11 @@ impl Address {
     /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
     #[inline(always)]
     pub const fn ban_key(&self) -> Self {
-        if self.is_v4() {
-            return *self;
-        }
-        let words: [u64; 2] = bytemuck::must_cast(self.0);
-        Self(bytemuck::must_cast([words[0], 0]))
+        let [high, low]: [u64; 2] = bytemuck::must_cast(self.0);
+        Self(bytemuck::must_cast([
+            high,
+            if self.is_v4() { low } else { 0 },
+        ]))
     }
 }
 
