@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 pub use ring::{RING_PAGE_SLOTS, RingPage, Slot, StampPage, stamp};
 
 /// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 /// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
 pub mod name {
@@ -311,7 +311,7 @@ const _: () = assert!(size_of::<Listener>() == 16);
 pub struct Upstream {
     /// First page of its ring in `RINGS`.
     pub page: u32,
-    /// Slots in its ring, a prime; 0 while it has no ring.
+    /// Slots in its ring, a power of two; 0 while it has no ring.
     pub slots: u32,
 }
 const _: () = assert!(size_of::<Upstream>() == 8);
@@ -388,8 +388,11 @@ pub struct Endpoint {
     pub mtu_bytes: u16,
     /// The same for packets that leave as long as they came; 0 where none can come that is too long.
     pub plain_mtu_bytes: u16,
+    /// Packets of the endpoint's that are longer may not fit the client's interface; 0 where all do.
+    pub back_mtu_bytes: u16,
+    pub zero: [u8; 6],
 }
-const _: () = assert!(size_of::<Endpoint>() == 40);
+const _: () = assert!(size_of::<Endpoint>() == 48);
 
 /// Layout of NAT ports. Index of a port in `NAT_FLOWS` =
 /// ((source * 2 + (0 TCP, 1 UDP)) * `ports` + (port - `port_first`)), source an index into `sources`.
@@ -576,7 +579,7 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 24);
 
-/// Packets and bytes of one counter. Bytes are whole frames, without the checksum at their end.
+/// Packets and bytes of one counter. Bytes are whole frames, without VLAN tags and without the checksum at their end.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {

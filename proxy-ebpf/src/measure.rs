@@ -1,4 +1,4 @@
-//! What a measurement shares with the program `fresh` of the floor object.
+//! What measurements and tests share with the programs `fresh` and `unwrap` of the floor object.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -23,3 +23,22 @@ pub struct Fresh {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Fresh>() == 112);
+
+/// What the program `unwrap` of the floor object counts in its map `unwrapped`, by these indices.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nothing around it.
+    Plain,
+    /// A packet in IP.
+    Ipip,
+    /// A packet in UDP in IP.
+    Gue,
+    /// An outer header that is not right: its checksum, or a length.
+    Wrong,
+}
+
+impl Seen {
+    /// How many there are.
+    pub const COUNT: u32 = 4;
+}

@@ -13,7 +13,7 @@ static FLOOR_BYTES: &Aligned<[u8]> =
 /// The product: the programs and maps of `abi::name`.
 pub static KERNEL: &[u8] = &KERNEL_BYTES.0;
 
-/// Programs that do nothing, for the far ends of veth pairs and as the floor of measurements: `pass`, `tx`, `drop`, `fresh`.
+/// Programs for the far ends of veth pairs and as the floor of measurements: `pass`, `tx`, `drop`, `unwrap`, `fresh`.
 pub static FLOOR: &[u8] = &FLOOR_BYTES.0;
 
 /// Which toolchain built them.

@@ -41,7 +41,8 @@ pub struct Field {
     pub client: Namespace,
     pub edge: Namespace,
     pub origins: Vec<Namespace>,
-    _passes: Vec<Pass>,
+    /// The client's, then those of the origins.
+    passes: Vec<Pass>,
 }
 
 /// The address of origin `number` (from 1).
@@ -111,8 +112,13 @@ impl Field {
             client,
             edge,
             origins,
-            _passes: passes,
+            passes,
         })
+    }
+
+    /// Takes the programs off the origins' ends: somebody has others for them.
+    pub fn clear_origins(&mut self) {
+        self.passes.truncate(1);
     }
 }
 

@@ -11,6 +11,9 @@ use crate::namespace::Namespace;
 use crate::sluice::Sluice;
 use crate::wait;
 
+/// XDP_ATTACHED_SKB of include/uapi/linux/if_link.h.
+const XDP_GENERIC: u64 = 2;
+
 /// The three counts of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Reading {
@@ -88,7 +91,7 @@ fn quiet(field: &Field, sluice: &Sluice) -> Result<Reading> {
 fn read(field: &Field, sluice: &Sluice) -> Result<Reading> {
     let mut reading = Reading::default();
     for interface in EDGE_INTERFACES {
-        reading.received += driver_received(&field.edge, interface)?;
+        reading.received += received(&field.edge, interface)?;
     }
     for far in std::iter::once(&field.client).chain(&field.origins) {
         reading.sent += sent(far, "eth0")?;
@@ -97,6 +100,16 @@ fn read(field: &Field, sluice: &Sluice) -> Result<Reading> {
         .metrics()?
         .by_label("sluice_datapath_packets_total", "verdict");
     Ok(reading)
+}
+
+/// What was given to the XDP hook of an interface: by the driver's own count, or in generic mode, of which the driver knows
+/// nothing, all that the interface received.
+fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
+    let link = link(namespace, interface)?;
+    match link.pointer("/0/xdp/mode").and_then(Value::as_u64) {
+        Some(XDP_GENERIC) => packets(&link, "rx"),
+        _ => driver_received(namespace, interface),
+    }
 }
 
 /// What the driver says its XDP hook was given on all queues.
@@ -116,10 +129,17 @@ fn driver_received(namespace: &Namespace, interface: &str) -> Result<u64> {
 
 /// What the interface says it has sent.
 pub fn sent(namespace: &Namespace, interface: &str) -> Result<u64> {
+    packets(&link(namespace, interface)?, "tx")
+}
+
+fn link(namespace: &Namespace, interface: &str) -> Result<Value> {
     let text = namespace.run(&["ip", "-json", "-stats", "link", "show", "dev", interface])?;
-    let links: Value = serde_json::from_str(&text).context("read what ip says")?;
-    links
-        .pointer("/0/stats64/tx/packets")
+    serde_json::from_str(&text).context("read what ip says")
+}
+
+/// Packets of a direction, `rx` or `tx`.
+fn packets(link: &Value, direction: &str) -> Result<u64> {
+    link.pointer(&format!("/0/stats64/{direction}/packets"))
         .and_then(Value::as_u64)
-        .with_context(|| format!("no statistics in {text}"))
+        .with_context(|| format!("no statistics in {link}"))
 }

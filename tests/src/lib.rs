@@ -5,16 +5,20 @@
 
 pub mod certificate;
 pub mod client;
+pub mod dice;
 pub mod field;
+pub mod generated;
 pub mod harness;
 pub mod http;
 pub mod ledger;
 pub mod load;
+pub mod model;
 pub mod namespace;
 pub mod origin;
 pub mod packet;
 pub mod pass;
 pub mod process;
+pub mod return_path;
 pub mod sandbox;
 pub mod sluice;
 pub mod wait;

@@ -1,9 +1,12 @@
-//! Programs that do nothing: the far ends of veth pairs in tests, and the floor of measurements. Not part of the product.
+//! Programs that do next to nothing: the far ends of veth pairs in tests, and the floor of measurements. Not part of the product.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 /// On the host there is nothing to run.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod unwrap;
 
 #[cfg(target_arch = "bpf")]
 mod entry {
@@ -32,6 +35,12 @@ mod entry {
     #[xdp(frags)]
     pub fn drop(_: XdpContext) -> u32 {
         XDP_DROP
+    }
+
+    /// Up to Linux without the outer headers of `ipip` and `gue`.
+    #[xdp(frags)]
+    pub fn unwrap(ctx: XdpContext) -> u32 {
+        crate::unwrap::unwrap(&ctx)
     }
 
     #[map(name = "template")]

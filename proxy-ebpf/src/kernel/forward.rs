@@ -11,8 +11,8 @@ use proxy_ebpf::abi::{
 };
 use proxy_ebpf::maglev;
 use proxy_ebpf::packet::{
-    ETHERNET_BYTES, Frame, Outer, Packet, Part, QUOTE_BYTES, encapsulate, outer_bytes, send_on,
-    too_big, too_big_bytes,
+    ETHERNET_BYTES, Family, Frame, Outer, Packet, Part, QUOTE_BYTES, encapsulate, outer_bytes,
+    send_on, too_big, too_big_bytes,
 };
 use proxy_ebpf::verdict::Verdict;
 
@@ -187,7 +187,8 @@ fn outer(endpoint: &Endpoint, gue: bool, hash: u32) -> Result<Outer, Verdict> {
         (tunnel.source6, tunnel.entropy6)
     };
     let mut words: [u32; 4] = bytemuck::must_cast(source);
-    if words[3] == 0 {
+    // Not the last word alone: it may be left to the entropy.
+    if words[0] | words[1] | words[2] | words[3] == 0 {
         return Err(Verdict::Inconsistent);
     }
     if !gue {
@@ -205,9 +206,11 @@ fn outer(endpoint: &Endpoint, gue: bool, hash: u32) -> Result<Outer, Verdict> {
 
 /// The longest packet that would have fitted, where one with so many bytes more around it does not.
 #[inline(always)]
-const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
-    let longest = (mtu_bytes as u32).wrapping_sub(room as u32);
-    if mtu_bytes == 0 || packet.frame_bytes_min - ETHERNET_BYTES as u32 <= longest {
+pub const fn exceeds(packet: &Packet, mtu_bytes: u16, room: usize) -> Option<u16> {
+    // Where nothing is known of the way, what the length in an outer header can say is the limit.
+    let mtu_bytes = if mtu_bytes == 0 { u16::MAX } else { mtu_bytes };
+    let longest = (mtu_bytes as u32).saturating_sub(room as u32);
+    if packet.frame_bytes_min - ETHERNET_BYTES as u32 <= longest {
         return None;
     }
     Some(longest as u16)
@@ -225,7 +228,7 @@ fn grow<'a>(ctx: &'a XdpContext, room: usize) -> Result<Frame<'a>, Verdict> {
 }
 
 /// Answers a packet that is too long: its beginning goes back to the sender inside an ICMP error. Never an answer to an
-/// error (RFC 1122 section 3.2.2).
+/// error, nor to a later fragment of IPv4 (RFC 1122 section 3.2.2).
 #[inline(never)]
 pub fn tell_too_big(
     ctx: &XdpContext,
@@ -234,7 +237,12 @@ pub fn tell_too_big(
 ) -> Result<Decision, Verdict> {
     let packet = arrival.packet;
     let kept = (ETHERNET_BYTES + QUOTE_BYTES) as u64;
-    if matches!(packet.part, Part::Error) || arrival.bytes < kept {
+    let silent = match packet.part {
+        Part::Error => true,
+        Part::Later => matches!(packet.family, Family::V4),
+        _ => false,
+    };
+    if silent || arrival.bytes < kept {
         return Err(Verdict::Unsupported);
     }
     let macs = arrival.frame.macs()?;

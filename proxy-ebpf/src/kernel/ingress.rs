@@ -46,11 +46,17 @@ impl Decision {
     }
 }
 
-/// What a packet says, and what it becomes where addresses change.
+/// What a packet says, and how it goes on.
 pub struct Desk {
     pub packet: Packet,
+    pub way: Way,
+}
+
+/// How a packet goes on.
+pub struct Way {
+    /// What it becomes where addresses change.
     pub to: Rewrite,
-    /// Where the packet does not fit: how many bytes would.
+    /// Where it does not fit: how many bytes would.
     pub longest: u16,
 }
 
@@ -76,11 +82,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         return Err(Exit::Rare);
     }
     let mut own;
-    let Desk {
-        packet,
-        to,
-        longest,
-    } = if RARE {
+    let Desk { packet, way } = if RARE {
         let desk = DESK.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
         // SAFETY: the value belongs to this CPU, XDP is not interrupted by itself, and nobody else refers to it.
         let desk = unsafe { &mut *desk };
@@ -89,8 +91,10 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
     } else {
         own = Desk {
             packet: Packet::parse::<false>(&frame, |port| is_wanted(ports, port))?,
-            to: Rewrite::NOWHERE,
-            longest: 0,
+            way: Way {
+                to: Rewrite::NOWHERE,
+                longest: 0,
+            },
         };
         &mut own
     };
@@ -114,13 +118,13 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         if RARE {
             fragment::admit(arrival.packet, 0)?;
         }
-        let decision = if RARE {
-            apart::give_back(&arrival, listener.target, to)?
+        let sent = if RARE {
+            apart::give_back(ctx, &arrival, listener.target, way)
         } else {
-            nat::give_back(&arrival, listener.target, to)?
+            nat::give_back::<false>(ctx, &arrival, listener.target, way)
         };
-        readdress::<RARE>(&arrival, to)?;
-        return Ok(decision);
+        let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+        return sent_or_told::<RARE>(sent, ctx, &arrival, way.longest);
     }
     guard::refuse_banned(&arrival.packet.sender)?;
     if RARE && listener.mode != mode::SERVE {
@@ -129,25 +133,21 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
     let decision = match listener.mode {
         mode::SERVE => Decision::stay(Verdict::Serve, tags),
         mode::NAT => {
-            let decision = if RARE {
-                apart::nat(&arrival, listener.target, to)?
+            let sent = if RARE {
+                apart::nat(&arrival, listener.target, way)
             } else {
-                nat::forward(&arrival, listener.target, to)?
+                nat::forward(&arrival, listener.target, way)
             };
-            readdress::<RARE>(&arrival, to)?;
-            decision
-        }
-        mode::DIRECT | mode::IPIP | mode::GUE if RARE => {
-            match apart::forward(ctx, &arrival, listener, longest) {
-                Err(Verdict::TooBig) => forward::tell_too_big(ctx, &arrival, *longest)?,
-                sent => sent?,
-            }
+            let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+            sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
         }
         mode::DIRECT | mode::IPIP | mode::GUE => {
-            match forward::forward(ctx, &arrival, listener, longest) {
-                Err(Verdict::TooBig) => return Err(Exit::Rare),
-                sent => sent?,
-            }
+            let sent = if RARE {
+                apart::forward(ctx, &arrival, listener, &mut way.longest)
+            } else {
+                forward::forward(ctx, &arrival, listener, &mut way.longest)
+            };
+            sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
         }
         _ => return Err(Verdict::NotOurs.into()),
     };
@@ -177,32 +177,54 @@ const fn is_wanted(ports: &Ports, port: [u8; 2]) -> bool {
     (ports.listener[word] | ports.nat[word]) & bit != 0
 }
 
-/// Writes a packet anew for its way on.
+/// Writes a packet anew that can go on.
 #[inline(always)]
-fn readdress<const RARE: bool>(arrival: &Arrival, to: &Rewrite) -> Result<(), Verdict> {
+fn readdressed<const RARE: bool>(
+    sent: Result<Decision, Verdict>,
+    arrival: &Arrival,
+    to: &Rewrite,
+) -> Result<Decision, Verdict> {
+    let decision = sent?;
     if RARE {
-        rewrite_rare(&arrival.frame, arrival.packet, to)
+        rewrite_rare(&arrival.frame, arrival.packet, to)?;
     } else {
-        rewrite(&arrival.frame, arrival.packet, to)
+        rewrite(&arrival.frame, arrival.packet, to)?;
+    }
+    Ok(decision)
+}
+
+/// What became of a packet: one that is too long is left to the other program, which answers it.
+#[inline(always)]
+fn sent_or_told<const RARE: bool>(
+    sent: Result<Decision, Verdict>,
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    longest: u16,
+) -> Result<Decision, Exit> {
+    match sent {
+        Err(Verdict::TooBig) if RARE => Ok(forward::tell_too_big(ctx, arrival, longest)?),
+        Err(Verdict::TooBig) => Err(Exit::Rare),
+        sent => Ok(sent?),
     }
 }
 
 /// The ways on of rare packets as functions of their own: together they would want more stack than there is.
 mod apart {
-    use super::{Arrival, Decision, Listener, Rewrite, Verdict, XdpContext, forward, nat};
+    use super::{Arrival, Decision, Listener, Verdict, Way, XdpContext, forward, nat};
 
     #[inline(never)]
-    pub fn nat(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
-        nat::forward(arrival, upstream, to)
+    pub fn nat(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decision, Verdict> {
+        nat::forward(arrival, upstream, way)
     }
 
     #[inline(never)]
     pub fn give_back(
+        ctx: &XdpContext,
         arrival: &Arrival,
         source: u32,
-        to: &mut Rewrite,
+        way: &mut Way,
     ) -> Result<Decision, Verdict> {
-        nat::give_back(arrival, source, to)
+        nat::give_back::<true>(ctx, arrival, source, way)
     }
 
     #[inline(never)]
@@ -250,6 +272,7 @@ fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Ve
     }
     if ports.nat[word] & bit != 0
         && let Some(source) = look_up(packet, [0; 2], 0)
+        && source.mode == mode::NAT_RETURN
     {
         return Ok(source);
     }

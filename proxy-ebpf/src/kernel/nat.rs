@@ -8,14 +8,15 @@
 use core::num::NonZeroU64;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{Endpoint, FlowKey, Nat, NatFlow, flow_state, protocol, size};
-use proxy_ebpf::packet::{Family, Packet, Part, Rewrite, tcp_flag};
+use proxy_ebpf::packet::{ETHERNET_BYTES, Family, Packet, Part, Rewrite, tcp_flag};
 use proxy_ebpf::verdict::Verdict;
 
 use crate::atomic;
-use crate::forward::{Place, reach};
-use crate::ingress::{Arrival, Decision};
+use crate::forward::{Place, exceeds, reach};
+use crate::ingress::{Arrival, Decision, Way};
 use crate::link::Tags;
 use crate::maps::{ENDPOINT_TRAFFIC, ENDPOINTS, FLOWS, NAT, NAT_FLOWS, count_traffic};
 
@@ -33,9 +34,10 @@ enum Side {
     Endpoint,
 }
 
-/// Says what a client's packet becomes on its way to an endpoint of the upstream.
+/// Says what a client's packet becomes on its way to an endpoint of the upstream. `TooBig`: it does not fit, and
+/// `way.longest` bytes would.
 #[inline(always)]
-pub fn forward(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
+pub fn forward(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decision, Verdict> {
     let packet = arrival.packet;
     refuse_at_end_of_way(packet)?;
     let (edge_mac, client_mac) = arrival.frame.macs()?;
@@ -48,9 +50,13 @@ pub fn forward(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Dec
     // SAFETY: map values outlive the program's run; the words that others change at the same time are each written whole.
     let (flow, nat) = unsafe { (&mut *flow, &*nat) };
     let endpoint = reachable(flow.endpoint, packet.family)?;
+    if let Some(mtu) = exceeds(packet, endpoint.plain_mtu_bytes, 0) {
+        way.longest = mtu;
+        return Err(Verdict::TooBig);
+    }
     // The mask is for the verifier; a source is never above 7.
     let source = nat.sources[flow.source as usize & (size::NAT_SOURCES - 1)];
-    *to = Rewrite {
+    way.to = Rewrite {
         source,
         destination: endpoint.address,
         source_port: flow.port,
@@ -71,9 +77,15 @@ pub fn forward(arrival: &Arrival, upstream: u32, to: &mut Rewrite) -> Result<Dec
     })
 }
 
-/// Says what a packet that came to a NAT source becomes on its way back to the client of its flow.
+/// Says what a packet that came to a NAT source becomes on its way back to the client of its flow. `TooBig`: as in
+/// `forward`; without `RARE` perhaps, and the other program finds out.
 #[inline(always)]
-pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Decision, Verdict> {
+pub fn give_back<const RARE: bool>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    source: u32,
+    way: &mut Way,
+) -> Result<Decision, Verdict> {
     let packet = arrival.packet;
     let nat = NAT.get(0).ok_or(Verdict::Inconsistent)?;
     let port = u16::from_be_bytes(packet.destination_port) as u32;
@@ -99,7 +111,7 @@ pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Dec
         return Err(Verdict::NotOurs);
     }
     refuse_at_end_of_way(packet)?;
-    *to = Rewrite {
+    way.to = Rewrite {
         source: flow.key.listener,
         destination: flow.key.client,
         source_port: flow.key.listener_port,
@@ -114,6 +126,12 @@ pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Dec
         return Err(Verdict::NotOurs);
     }
     let (ifindex, tags) = (flow.client_ifindex, Tags(flow.client_tags));
+    if exceeds(packet, endpoint.back_mtu_bytes, 0).is_some() {
+        if !RARE {
+            return Err(Verdict::TooBig);
+        }
+        fit(ctx, packet, ifindex, &mut way.longest)?;
+    }
     if !matches!(packet.part, Part::Error) {
         note(flow, packet, Side::Endpoint);
     }
@@ -122,6 +140,21 @@ pub fn give_back(arrival: &Arrival, source: u32, to: &mut Rewrite) -> Result<Dec
         ifindex,
         tags,
     })
+}
+
+/// Asks the kernel whether a packet may leave by an interface: which one it is differs from flow to flow.
+#[inline(always)]
+fn fit(ctx: &XdpContext, packet: &Packet, ifindex: u32, longest: &mut u16) -> Result<(), Verdict> {
+    // In: the packet's length from its IP header on. Out: the MTU.
+    let mut bytes = packet.frame_bytes_min - ETHERNET_BYTES as u32;
+    // SAFETY: the context is the kernel's, and the helper reads and writes the one word.
+    let answer = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &raw mut bytes, 0, 0) };
+    // Negative: there is no such interface, which sending will find out, too.
+    if answer <= 0 {
+        return Ok(());
+    }
+    *longest = bytes as u16;
+    Err(Verdict::TooBig)
 }
 
 /// A packet that may not be sent on any more: Linux tells its sender so.

@@ -372,3 +372,29 @@ fn more_mistakes_than_anybody_reads_are_counted() {
     assert_eq!(found.len(), 201);
     assert_eq!(found[200].message, "100 more errors are not shown");
 }
+
+/// The examples of a page: what stands between ```` ```toml ```` and the end of its block.
+fn examples(page: &str) -> impl Iterator<Item = &str> {
+    let blocks = page.split("```toml\n").skip(1);
+    blocks.filter_map(|rest| rest.split("```").next())
+}
+
+#[test]
+fn each_example_in_the_documentation_is_a_good_configuration() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut pages = vec![root.join("README.md")];
+    let docs = std::fs::read_dir(root.join("docs")).expect("docs");
+    pages.extend(docs.map(|entry| entry.expect("an entry").path()));
+    for page in pages {
+        let text = std::fs::read_to_string(&page).expect("a page");
+        let mut count = 0;
+        for example in examples(&text) {
+            count += 1;
+            let loaded = load_text(example);
+            let found = loaded.map_or_else(|found| found, |loaded| loaded.warnings);
+            let told = diagnostic::render(&found, false);
+            assert!(found.is_empty(), "{}:\n{example}\n{told}", page.display());
+        }
+        assert!(count > 0, "{} has no example", page.display());
+    }
+}

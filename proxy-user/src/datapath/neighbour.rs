@@ -30,6 +30,8 @@ pub struct Reach {
     pub mtu_bytes: u16,
     /// The same where another link of this host takes longer ones; 0 where none does.
     pub plain_mtu_bytes: u16,
+    /// The longest that all links take, where another takes no packets as long as this one; 0 where all do.
+    pub back_mtu_bytes: u16,
 }
 
 /// What is known of the way to each endpoint.
@@ -170,16 +172,23 @@ fn reach(
     if !link.up {
         return Reach::default();
     }
+    // Those that packets may come in or leave by: the loopback, which has no Ethernet address, is none.
+    let carriers = || links.values().filter(|link| link.up && link.mac != [0; 6]);
     let there = |mac| Reach {
         ifindex: hop.ifindex,
         mac,
         source_mac: link.mac,
         mtu_bytes: mtu_bytes(link),
-        plain_mtu_bytes: if links.values().any(|other| brings_more(other, link)) {
+        plain_mtu_bytes: if carriers().any(|other| other.mtu > link.mtu) {
             mtu_bytes(link)
         } else {
             0
         },
+        back_mtu_bytes: carriers()
+            .filter(|other| other.mtu < link.mtu)
+            .map(mtu_bytes)
+            .min()
+            .unwrap_or(0),
     };
     match neighbour {
         Some(Neighbour { mac: Some(mac), .. }) => there(mac),
@@ -187,12 +196,6 @@ fn reach(
         _ if before.ifindex == hop.ifindex => there(before.mac),
         _ => Reach::default(),
     }
-}
-
-/// Whether packets may come in by `other` that are too long for `link`. The loopback, which has no Ethernet address,
-/// brings none.
-fn brings_more(other: &Link, link: &Link) -> bool {
-    other.up && other.mac != [0; 6] && other.mtu > link.mtu
 }
 
 fn mtu_bytes(link: &Link) -> u16 {
@@ -251,6 +254,7 @@ mod tests {
             source_mac: OURS,
             mtu_bytes: 1500,
             plain_mtu_bytes: 0,
+            back_mtu_bytes: 0,
         };
         let none = Reach::default();
         assert_eq!(
@@ -280,6 +284,14 @@ mod tests {
             ..there
         };
         assert_eq!(reach(Some(HOP), None, &jumbo, there), shorter);
+        for link in jumbo.values_mut().filter(|link| link.index == 4) {
+            link.mtu = 1400;
+        }
+        let longer = Reach {
+            back_mtu_bytes: 1400,
+            ..there
+        };
+        assert_eq!(reach(Some(HOP), None, &jumbo, there), longer);
         let moved = NextHop { ifindex: 4, ..HOP };
         assert_eq!(reach(Some(moved), None, &links(), there), none);
     }

@@ -185,6 +185,7 @@ impl Writer {
                     source_mac: endpoint.source_mac,
                     mtu_bytes: endpoint.mtu_bytes,
                     plain_mtu_bytes: endpoint.plain_mtu_bytes,
+                    back_mtu_bytes: endpoint.back_mtu_bytes,
                 };
                 self.reaches.insert(id, reach);
                 self.neighbours.believe(address.ip(), reach);
@@ -429,9 +430,15 @@ impl Writer {
 
     /// NAT ports are about to mean something else, so that no flow may be left.
     fn forget_flows(&mut self) -> Result<()> {
+        const IN_USE: &str = "datapath.nat cannot change while flows use it: sources may be added at the end and nothing else; \
+             to change it all the same, run `sluice datapath down`, which cuts these flows, and start again";
         let now_ns = coarse_now_ns();
         let mut old = Vec::new();
         for entry in self.flows.iter() {
+            // More than there is room for: the table changes under the walk, for flows come and go.
+            if old.len() > self.nat_flows.len() as usize {
+                bail!(IN_USE);
+            }
             let (Value(key), Value(index)) = entry?;
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let flow = self.nat_flows.get(&index, 0).map(|Value(flow)| flow).ok();
@@ -441,10 +448,7 @@ impl Writer {
                     && now_ns.saturating_sub(flow.seen_ns) < flow.idle_ns(&self.state.nat)
             });
             if lives {
-                bail!(
-                    "datapath.nat cannot change while flows use it: sources may be added at the end and nothing else; \
-                     to change it all the same, run `sluice datapath down`, which cuts these flows, and start again"
-                );
+                bail!(IN_USE);
             }
             old.push((key, index));
         }
@@ -498,6 +502,7 @@ impl Writer {
             entry.source_mac = reach.source_mac;
             entry.mtu_bytes = reach.mtu_bytes;
             entry.plain_mtu_bytes = reach.plain_mtu_bytes;
+            entry.back_mtu_bytes = reach.back_mtu_bytes;
             self.set_endpoint(id, entry)?;
             entry.ifindex = reach.ifindex;
             self.set_endpoint(id, entry)?;

@@ -70,6 +70,15 @@ fn a_ban_touches_nothing_that_is_not_ours() {
 }
 
 #[test]
+fn a_ban_touches_no_port_of_nat_at_the_address_of_a_listener() {
+    let Some(mut loaded) = serving() else { return };
+    loaded.nat(&[IpAddr::from([10, 0, 0, 1])], 20_000, 64);
+    loaded.ban(BANNED, now_ns() + HOUR_NS, 1);
+    let frame = Frame::tcp((BANNED, 40_000), (LISTENER, 20_001), SYN).bytes();
+    loaded.passes(&frame, Verdict::NotOurs);
+}
+
+#[test]
 fn a_ban_ends_by_the_clock_alone() {
     let Some(mut loaded) = serving() else { return };
     loaded.ban(BANNED, now_ns(), 1);

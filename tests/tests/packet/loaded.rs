@@ -1,11 +1,13 @@
 //! The kernel half loaded for one test: maps of its own, not pinned, filled by hand, and packets sent through it.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{Program, SkReuseport, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, Guard, HashKeys, Listener, ListenerKey4, ListenerKey6, Nat,
@@ -13,8 +15,10 @@ use proxy_ebpf::abi::{
     guard_bit, mode, name, stamp,
 };
 use proxy_ebpf::maglev::{self, Member};
-use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
+use rig::model::Model;
+
+use crate::{mirror, pool};
 
 /// What XDP programs return (include/uapi/linux/bpf.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,9 +59,16 @@ pub struct Value<T>(pub T);
 // SAFETY: a type that is Pod for bytemuck has no padding and any bytes are a value of it.
 unsafe impl<T: bytemuck::Pod> aya::Pod for Value<T> {}
 
-/// The loaded program and its maps.
+/// The loaded program and its maps, and the model that each packet is compared with.
 pub struct Loaded {
-    ebpf: Ebpf,
+    /// There until the end, when the pool gets it back.
+    pub ebpf: Option<Ebpf>,
+    pub sizes: pool::Sizes,
+    pub model: Model,
+    /// Maps that the model has to read again before the next packet.
+    pub stale: HashSet<&'static str>,
+    /// Packets ran of which the model does not know.
+    pub unseen: AtomicBool,
     ports: Box<Ports>,
     guard: Box<Guard>,
     listeners: u32,
@@ -70,15 +81,11 @@ pub struct Loaded {
 
 /// Loads the kernel half, or says aloud why not and returns nothing.
 pub fn load() -> Option<Loaded> {
-    load_sized(&[
-        (name::FLOWS, 1024),
-        (name::NAT_FLOWS, 1024),
-        (name::RINGS, 16),
-    ])
+    load_sized(&[])
 }
 
 /// The same with other sizes of the maps named; what no test fills is small always.
-pub fn load_sized(sizes: &[(&str, u32)]) -> Option<Loaded> {
+pub fn load_sized(sizes: &[(&'static str, u32)]) -> Option<Loaded> {
     // SAFETY: the call takes nothing and cannot fail.
     if unsafe { libc::geteuid() } != 0 {
         skip("needs root");
@@ -88,38 +95,14 @@ pub fn load_sized(sizes: &[(&str, u32)]) -> Option<Loaded> {
 }
 
 impl Loaded {
-    fn new(sizes: &[(&str, u32)]) -> Self {
-        let mut loader = EbpfLoader::new();
-        let small = [
-            (name::LISTENERS4, 64),
-            (name::LISTENERS6, 64),
-            (name::UPSTREAMS, 16),
-            (name::ENDPOINTS, 64),
-            (name::BANS, 128),
-            (name::CELLS, 64),
-            (name::STEER, 16),
-            (name::SOCKETS, 16),
-            (name::MOVED, 1024),
-            (name::FRAGMENTS, 1024),
-            (name::LISTENER_TRAFFIC, 64),
-            (name::ENDPOINT_TRAFFIC, 64),
-        ];
-        for (map, entries) in small.iter().chain(sizes) {
-            loader.map_max_entries(map, *entries);
-        }
-        let mut ebpf = loader.load(object::KERNEL).expect("the object loads");
-        for name in [name::INGRESS, name::RARE] {
-            let program = ebpf.program_mut(name).expect("a program of that name");
-            let program: &mut Xdp = program.try_into().expect("an XDP program");
-            program.load().expect("the verifier accepts it");
-        }
-        let rare: &Xdp = ebpf.program(name::RARE).unwrap().try_into().unwrap();
-        let rare = rare.fd().unwrap().try_clone().unwrap();
-        let programs = ebpf.map_mut(name::PROGRAMS).expect("the programs");
-        let mut programs = ProgramArray::try_from(programs).expect("a program array");
-        programs.set(0, &rare, 0).unwrap();
+    fn new(sizes: &[(&'static str, u32)]) -> Self {
+        let sizes = pool::Sizes::with(sizes);
         let mut loaded = Self {
-            ebpf,
+            ebpf: Some(pool::take(&sizes)),
+            model: Model::new(mirror::state(&sizes)),
+            sizes,
+            stale: HashSet::new(),
+            unseen: AtomicBool::new(false),
             ports: bytemuck::zeroed_box(),
             guard: bytemuck::zeroed_box(),
             listeners: 0,
@@ -139,30 +122,66 @@ impl Loaded {
         loaded
     }
 
+    pub fn ebpf(&self) -> &Ebpf {
+        self.ebpf.as_ref().expect("it is there until the end")
+    }
+
+    fn ebpf_mut(&mut self) -> &mut Ebpf {
+        self.ebpf.as_mut().expect("it is there until the end")
+    }
+
     pub fn map_mut(&mut self, name: &str) -> &mut Map {
-        self.ebpf.map_mut(name).expect("a map of that name")
+        self.ebpf_mut().map_mut(name).expect("a map of that name")
     }
 
     pub fn program(&self, name: &str) -> &Program {
-        self.ebpf.program(name).expect("a program of that name")
+        self.ebpf().program(name).expect("a program of that name")
     }
 
-    pub fn array<T: bytemuck::Pod>(&mut self, map: &str) -> Array<&mut MapData, Value<T>> {
-        let map = self.map_mut(map);
-        Array::try_from(map).expect("an array of that type")
+    /// An array to write to.
+    pub fn array<T: bytemuck::Pod>(&mut self, map: &'static str) -> Array<&mut MapData, Value<T>> {
+        self.stale.insert(map);
+        Array::try_from(self.map_mut(map)).expect("an array of that type")
     }
 
+    /// A hash to write to.
     pub fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(
         &mut self,
-        map: &str,
+        map: &'static str,
     ) -> HashMap<&mut MapData, Value<K>, Value<V>> {
-        let map = self.map_mut(map);
-        HashMap::try_from(map).expect("a hash of that type")
+        self.stale.insert(map);
+        HashMap::try_from(self.map_mut(map)).expect("a hash of that type")
+    }
+
+    /// The value at an index of an array.
+    pub fn at<T: bytemuck::Pod>(&self, map: &str, index: u32) -> T {
+        let map = self.ebpf().map(map).expect("a map of that name");
+        let array: Array<_, Value<T>> = Array::try_from(map).expect("an array of that type");
+        array.get(&index, 0).expect("an index of the array").0
+    }
+
+    /// The value of a key in a hash.
+    pub fn find<K: bytemuck::Pod, V: bytemuck::Pod>(&self, map: &str, key: K) -> Option<V> {
+        let map = self.ebpf().map(map).expect("a map of that name");
+        let hash: HashMap<_, Value<K>, Value<V>> = HashMap::try_from(map).expect("a hash");
+        hash.get(&Value(key), 0).ok().map(|value| value.0)
+    }
+
+    /// All that a hash has.
+    pub fn entries<K: bytemuck::Pod, V: bytemuck::Pod>(&self, map: &str) -> Vec<(K, V)> {
+        let map = self.ebpf().map(map).expect("a map of that name");
+        let hash: HashMap<_, Value<K>, Value<V>> = HashMap::try_from(map).expect("a hash");
+        let entries = hash.iter().map(|entry| entry.expect("an entry"));
+        entries.map(|(key, value)| (key.0, value.0)).collect()
     }
 
     /// The maps of the object, sorted.
     pub fn map_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let mut names: Vec<String> = self
+            .ebpf()
+            .maps()
+            .map(|(name, _)| name.to_owned())
+            .collect();
         names.sort();
         names
     }
@@ -174,32 +193,35 @@ impl Loaded {
 
     /// Loads the other program, which BPF_PROG_TEST_RUN cannot run.
     pub fn load_select(&mut self) {
-        let program = self.ebpf.program_mut(name::SELECT).expect("select");
+        let program = self.ebpf_mut().program_mut(name::SELECT).expect("select");
         let program: &mut SkReuseport = program.try_into().expect("an sk_reuseport program");
-        program.load().expect("the verifier accepts it");
+        if program.fd().is_err() {
+            program.load().expect("the verifier accepts it");
+        }
     }
 
     /// The value of a per-CPU array, of each CPU.
-    fn per_cpu<T: bytemuck::Pod>(&mut self, map: &str, index: u32) -> Vec<T> {
-        let map = self.map_mut(map);
+    pub fn per_cpu<T: bytemuck::Pod>(&self, map: &str, index: u32) -> Vec<T> {
+        let map = self.ebpf().map(map).expect("a map of that name");
         let map: PerCpuArray<_, Value<T>> = PerCpuArray::try_from(map).expect("a per-CPU array");
         let values = map.get(&index, 0).expect("an entry");
         values.iter().map(|value| value.0).collect()
     }
 
-    pub fn verdicts(&mut self) -> [u64; Verdict::COUNT] {
-        Verdict::ALL.map(|verdict| {
-            self.per_cpu::<u64>(name::VERDICTS, verdict as u32)
-                .iter()
-                .sum()
-        })
+    /// The packets of each verdict.
+    pub fn verdicts(&self) -> [u64; Verdict::COUNT] {
+        self.verdicts_by_cpu().map(|cpus| cpus.iter().sum())
     }
 
-    pub fn rule_drops(&mut self, rule: u32) -> u64 {
+    fn verdicts_by_cpu(&self) -> [Vec<u64>; Verdict::COUNT] {
+        Verdict::ALL.map(|verdict| self.per_cpu::<u64>(name::VERDICTS, verdict as u32))
+    }
+
+    pub fn rule_drops(&self, rule: u32) -> u64 {
         self.per_cpu::<u64>(name::RULE_DROPS, rule).iter().sum()
     }
 
-    pub fn traffic(&mut self, map: &str, id: u32) -> Traffic {
+    pub fn traffic(&self, map: &str, id: u32) -> Traffic {
         let mut total = Traffic::default();
         for value in self.per_cpu::<Traffic>(map, id) {
             total.packets += value.packets;
@@ -309,6 +331,8 @@ impl Loaded {
             ifindex,
             mtu_bytes: 0,
             plain_mtu_bytes: 0,
+            back_mtu_bytes: 0,
+            zero: [0; 6],
         };
         change(&mut endpoint);
         self.array(name::ENDPOINTS)
@@ -323,7 +347,7 @@ impl Loaded {
 
     /// The keys of the flow hash.
     pub fn hash_keys(&mut self) -> HashKeys {
-        self.array(name::HASH_KEYS).get(&0, 0).unwrap().0
+        self.at(name::HASH_KEYS, 0)
     }
 
     /// Gives an upstream a new ring of these endpoints.
@@ -355,7 +379,7 @@ impl Loaded {
         let page = self.page_of(id);
         let mut ring = self.ring(id);
         let now = stamp(now_ns());
-        let mut stamps: StampPage = self.array(name::STAMPS).get(&page, 0).unwrap().0;
+        let mut stamps: StampPage = self.at(name::STAMPS, page);
         for (index, owner) in owners(endpoints).into_iter().enumerate() {
             ring.slots[index] = ring.slots[index].passed_to(owner, |id| dead.contains(&id));
             stamps.stamps[index] = now;
@@ -364,21 +388,21 @@ impl Loaded {
         self.array(name::RINGS).set(page, Value(*ring), 0).unwrap();
     }
 
-    fn page_of(&mut self, upstream: u32) -> u32 {
-        let upstream: Value<Upstream> = self.array(name::UPSTREAMS).get(&upstream, 0).unwrap();
-        upstream.0.page
+    /// The first page of an upstream's ring and stamps.
+    pub fn page_of(&self, upstream: u32) -> u32 {
+        self.at::<Upstream>(name::UPSTREAMS, upstream).page
     }
 
     /// The first page of an upstream's ring.
     pub fn ring(&mut self, upstream: u32) -> Box<RingPage> {
         let page = self.page_of(upstream);
-        Box::new(self.array(name::RINGS).get(&page, 0).unwrap().0)
+        Box::new(self.at(name::RINGS, page))
     }
 
     /// The same of its stamps.
     pub fn stamps(&mut self, upstream: u32) -> Box<StampPage> {
         let page = self.page_of(upstream);
-        Box::new(self.array(name::STAMPS).get(&page, 0).unwrap().0)
+        Box::new(self.at(name::STAMPS, page))
     }
 
     pub fn set_stamps(&mut self, upstream: u32, stamps: &StampPage) {
@@ -415,28 +439,21 @@ impl Loaded {
     }
 
     pub fn find_ban(&mut self, source: IpAddr) -> Ban {
-        let key = address(source).ban_key();
-        self.hash::<Address, Ban>(name::BANS)
-            .get(&Value(key), 0)
-            .unwrap()
-            .0
+        self.find(name::BANS, address(source).ban_key()).unwrap()
     }
 
     /// The index under which `FLOWS` holds a flow, if it does.
-    pub fn find_flow(&mut self, key: FlowKey) -> Option<u32> {
-        let found = self.hash::<FlowKey, u64>(name::FLOWS).get(&Value(key), 0);
-        found.ok().map(|index| index.0 as u32)
+    pub fn find_flow(&self, key: FlowKey) -> Option<u32> {
+        let index: Option<u64> = self.find(name::FLOWS, key);
+        index.map(|index| index as u32)
     }
 
-    pub fn flow_count(&mut self) -> usize {
-        self.hash::<FlowKey, u64>(name::FLOWS).keys().count()
+    pub fn flow_count(&self) -> usize {
+        self.entries::<FlowKey, u64>(name::FLOWS).len()
     }
 
-    pub fn nat_flow(&mut self, index: u32) -> NatFlow {
-        self.array(name::NAT_FLOWS)
-            .get(&index, 0)
-            .map(|flow| flow.0)
-            .unwrap()
+    pub fn nat_flow(&self, index: u32) -> NatFlow {
+        self.at(name::NAT_FLOWS, index)
     }
 
     pub fn set_nat_flow(&mut self, index: u32, flow: NatFlow) {
@@ -445,31 +462,43 @@ impl Loaded {
             .unwrap();
     }
 
-    /// Sends a frame through the program once; exactly one verdict must have been counted for it.
+    /// Sends a frame through the program once; exactly one verdict must have been counted for it, and the model must
+    /// say the same of the packet, and of all that is remembered after it.
+    #[track_caller]
     pub fn send(&mut self, frame: &[u8]) -> Outcome {
-        let before = self.verdicts();
-        let (action, bytes) = self.run(frame);
+        self.refresh();
+        let before = self.verdicts_by_cpu();
+        let from_ns = now_ns();
+        let (action, bytes) = self.run_once(frame);
+        let to_ns = now_ns();
         self.sent += 1;
-        let after = self.verdicts();
-        let counted: Vec<Verdict> = Verdict::ALL
-            .into_iter()
-            .flat_map(|verdict| {
-                let index = verdict as usize;
-                std::iter::repeat_n(verdict, (after[index] - before[index]) as usize)
-            })
-            .collect();
-        let [verdict] = counted[..] else {
+        let after = self.verdicts_by_cpu();
+        let mut counted = vec![];
+        for verdict in Verdict::ALL {
+            let index = verdict as usize;
+            for (cpu, (before, after)) in before[index].iter().zip(&after[index]).enumerate() {
+                counted.extend((*before..*after).map(|_| (verdict, cpu)));
+            }
+        }
+        let [(verdict, cpu)] = counted[..] else {
             panic!("one packet, verdicts {counted:?}");
         };
-        Outcome {
+        let outcome = Outcome {
             verdict,
             action,
             bytes,
-        }
+        };
+        self.compare(frame, &outcome, cpu, (from_ns, to_ns));
+        outcome
     }
 
-    /// Runs the program over a frame once, on whichever CPU the caller is.
+    /// Runs the program over a frame once, on whichever CPU the caller is, and tells the model nothing.
     pub fn run(&self, frame: &[u8]) -> (Action, Vec<u8>) {
+        self.unseen.store(true, Relaxed);
+        self.run_once(frame)
+    }
+
+    fn run_once(&self, frame: &[u8]) -> (Action, Vec<u8>) {
         let mut bytes = vec![0; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -498,6 +527,18 @@ impl Loaded {
             bytes: frame.to_vec(),
         };
         assert_eq!(outcome, wanted);
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.compare_all();
+        if let Some(ebpf) = self.ebpf.take() {
+            pool::give_back(&self.sizes, ebpf);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1));
 const ROUTER6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 1));
 
 /// An ICMP error of a router about a packet, of which so many bytes from the IP header on are quoted.
-fn error(from: IpAddr, to: IpAddr, kind: u8, about: &Frame, quoted: usize) -> Frame {
+pub fn error(from: IpAddr, to: IpAddr, kind: u8, about: &Frame, quoted: usize) -> Frame {
     let packet = about.bytes().split_off(14);
     let mut payload = vec![0, 0, 0x05, 0x78];
     payload.extend(&packet[..quoted.min(packet.len())]);
@@ -133,7 +133,7 @@ fn an_error_keeps_no_flow_alive_and_moves_no_client() {
 }
 
 /// Two fragments of a UDP datagram, from 24 bytes of data on.
-fn fragments(v6: bool, datagram: &Frame) -> [Frame; 2] {
+pub fn fragments(v6: bool, datagram: &Frame) -> [Frame; 2] {
     let whole = datagram.bytes();
     let transport = if v6 { 54 } else { 34 };
     let body = whole[transport..].to_vec();

@@ -83,7 +83,9 @@ impl Writer {
         match self.flows_counted {
             Some((at, count)) if now.duration_since(at) < FLOWS_COUNTED_EVERY => count,
             _ => {
-                let count = self.flows.keys().filter_map(Result::ok).count() as u64;
+                // The walk begins anew where the key that it stands on was deleted: under churn only a bound ends it.
+                let bound = self.nat_flows.len() as usize;
+                let count = self.flows.keys().filter_map(Result::ok).take(bound).count() as u64;
                 self.flows_counted = Some((now, count));
                 count
             }

@@ -1,0 +1,228 @@
+//! Thousands of packets and states that nobody thought of, each through the kernel half and through the model.
+
+use std::net::IpAddr;
+
+use bytemuck::Zeroable;
+use proxy_ebpf::abi::{Endpoint, NatFlow, Tunnel, mode, option};
+use proxy_ebpf::verdict::Verdict;
+use rig::dice::Dice;
+use rig::generated::World;
+use rig::packet::{TCP, UDP};
+
+use crate::loaded::{INGRESS, Loaded, OTHER, address, load, now_ns};
+
+/// Another seed, and how many states, for a longer search.
+const SEED: &str = "SLUICE_GENERATED_SEED";
+const STATES: &str = "SLUICE_GENERATED_STATES";
+
+const PACKETS_PER_STATE: usize = 500;
+const PORT_FIRST: u16 = 20_000;
+const LISTENER_PORTS: [u16; 4] = [80, 81, 443, 20_003];
+const HOUR_NS: u64 = 3_600_000_000_000;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |value| value.parse().unwrap())
+}
+
+fn v4(a: u8, b: u8) -> IpAddr {
+    IpAddr::from([10, 1, a, b])
+}
+
+fn v6(a: u16, b: u16) -> IpAddr {
+    IpAddr::from([0x2001, 0xdb8, a, 0, 0, 0, 0, b])
+}
+
+fn both(count: u8, group: u8) -> Vec<IpAddr> {
+    let of = |number| [v4(group, number), v6(u16::from(group), u16::from(number))];
+    (1..=count).flat_map(of).collect()
+}
+
+/// Endpoints 1 to 4 are IPv4, 5 to 8 IPv6.
+fn endpoint_at(id: u16) -> (IpAddr, u16) {
+    let address = if id <= 4 { v4(9, id as u8) } else { v6(9, id) };
+    (address, 8000 + id)
+}
+
+fn members(dice: &mut Dice, ids: std::ops::RangeInclusive<u16>) -> Vec<(u16, (IpAddr, u16))> {
+    let mut members: Vec<_> = ids.map(|id| (id, endpoint_at(id))).collect();
+    members.retain(|_| !dice.once_in(3));
+    members
+}
+
+fn set_endpoint(loaded: &mut Loaded, id: u16, dice: &mut Dice) {
+    let ifindex = dice.one(&[INGRESS, INGRESS, OTHER, OTHER, OTHER, 0]);
+    let limits = [0, 0, 1500, 1400, 576, 100];
+    let (mtu_bytes, plain_mtu_bytes) = (dice.one(&limits), dice.one(&limits));
+    let back_mtu_bytes = dice.one(&limits);
+    let vlan = dice.one(&[0u16, 0, 0, 12]).to_be_bytes();
+    loaded.endpoint_entry(id, endpoint_at(id), ifindex, |endpoint: &mut Endpoint| {
+        (endpoint.mtu_bytes, endpoint.plain_mtu_bytes) = (mtu_bytes, plain_mtu_bytes);
+        endpoint.back_mtu_bytes = back_mtu_bytes;
+        endpoint.vlan = vlan;
+    });
+}
+
+fn set_listener(loaded: &mut Loaded, at: IpAddr, port: u16, dice: &mut Dice) {
+    let modes = [
+        mode::SERVE,
+        mode::NAT,
+        mode::DIRECT,
+        mode::IPIP,
+        mode::GUE,
+        mode::NAT,
+    ];
+    let mode = if dice.once_in(30) {
+        99
+    } else {
+        dice.one(&modes)
+    };
+    // Upstream 1 has IPv4 endpoints, 2 IPv6 ones, 3 both, 4 none, 5 no ring; 99 does not exist.
+    let fitting = if at.is_ipv4() { 1 } else { 2 };
+    let target = match dice.below(10) {
+        0..=5 => fitting,
+        6 | 7 => dice.one(&[1, 2, 3]),
+        _ => dice.one(&[3, 4, 5, 99]),
+    };
+    loaded.options = dice.one(&[0, 0, 0, option::FRAGMENTS_PASS, option::FRAGMENTS_DROP]);
+    if dice.once_in(3) {
+        loaded.options |= option::UDP_MOVE;
+    }
+    let protocol = dice.one(&[TCP, UDP]);
+    loaded.listener((at, port), protocol, mode, target);
+}
+
+/// A state: listeners of every mode, rings that have changed, endpoints of every kind, bans, NAT with few ports.
+fn build(loaded: &mut Loaded, world: &World, dice: &mut Dice) {
+    let sources: Vec<IpAddr> = match dice.below(6) {
+        0 => vec![],
+        1 => vec![v4(8, 1)],
+        2 => vec![v6(8, 1)],
+        3 => vec![v4(8, 1), v4(8, 2), v4(8, 3), v6(8, 1), v6(8, 2)],
+        _ => vec![v4(8, 1), v6(8, 1)],
+    };
+    if !sources.is_empty() {
+        loaded.nat(&sources, PORT_FIRST, dice.one(&[4, 16, 64]));
+    }
+    let mut tunnel = Tunnel::zeroed();
+    if !dice.once_in(6) {
+        tunnel.source4 = address(v4(7, 0));
+        tunnel.source6 = address(v6(7, 0));
+    }
+    (tunnel.entropy4, tunnel.entropy6) = (dice.next() as u32, dice.next() as u32);
+    tunnel.gue_port = dice.one(&[6080u16, 9886]).to_be_bytes();
+    loaded.tunnel(tunnel);
+    for id in 1..=8 {
+        set_endpoint(loaded, id, dice);
+    }
+    for (upstream, ids) in [(1, 1..=4), (2, 5..=8), (3, 3..=6)] {
+        loaded.upstream(upstream, &members(dice, ids));
+    }
+    loaded.upstream(4, &[]);
+    for at in &world.listeners {
+        for port in LISTENER_PORTS {
+            for _ in 0..2 {
+                set_listener(loaded, *at, port, dice);
+            }
+        }
+    }
+    if dice.once_in(2) {
+        let until_ns = now_ns() + HOUR_NS;
+        loaded.ban(dice.one(&world.clients), until_ns, dice.one(&[0, 3, 999]));
+    }
+}
+
+/// Something changes between two packets.
+fn disturb(loaded: &mut Loaded, dice: &mut Dice) {
+    match dice.below(5) {
+        0 => set_endpoint(loaded, 1 + dice.below(8) as u16, dice),
+        1 | 2 => {
+            let (upstream, ids) = dice.one(&[(1, (1, 4)), (2, (5, 8)), (3, (3, 6))]);
+            let dead = if dice.once_in(3) {
+                vec![1 + dice.below(8) as u16]
+            } else {
+                vec![]
+            };
+            loaded.change(upstream, &members(dice, ids.0..=ids.1), &dead);
+        }
+        // A flow that has been idle for long, as the clock allows.
+        _ => {
+            let live: Vec<(u32, NatFlow)> = flows(loaded).collect();
+            if live.is_empty() {
+                return;
+            }
+            let (index, mut flow) = dice.one(&live);
+            flow.seen_ns = now_ns()
+                .saturating_sub(dice.one(&[30, 700]) * 1_000_000_000)
+                .max(1);
+            flow.seen_jiffies = flow.seen_jiffies.wrapping_sub(1_000_000);
+            loaded.set_nat_flow(index, flow);
+        }
+    }
+}
+
+/// The NAT flows that the model knows.
+fn flows(loaded: &Loaded) -> impl Iterator<Item = (u32, NatFlow)> {
+    let flows = &loaded.model.state.nat_flows;
+    let live = flows
+        .iter()
+        .enumerate()
+        .filter(|(_, flow)| flow.seen_ns != 0);
+    live.map(|(index, flow)| (index as u32, *flow))
+}
+
+/// What endpoints would answer to those flows, and now and then others in their name.
+fn answers(loaded: &Loaded) -> Vec<(IpAddr, u16, IpAddr, u16)> {
+    let state = &loaded.model.state;
+    flows(loaded)
+        .map(|(_, flow)| {
+            let endpoint = endpoint_at(flow.endpoint as u16);
+            let source = state.nat.sources[usize::from(flow.source)];
+            let source = if source.is_v4() {
+                IpAddr::from(source.as_v4())
+            } else {
+                IpAddr::from(source.0)
+            };
+            (
+                endpoint.0,
+                endpoint.1,
+                source,
+                u16::from_be_bytes(flow.port),
+            )
+        })
+        .filter(|(from, _, to, _)| from.is_ipv4() == to.is_ipv4())
+        .collect()
+}
+
+#[test]
+fn the_kernel_half_and_the_model_agree_on_packets_that_nobody_wrote() {
+    let (seed, states) = (number(SEED, 1), number(STATES, 24));
+    let mut counted = [0; Verdict::COUNT];
+    for seed in seed..seed + states {
+        println!("{SEED}={seed}");
+        let Some(mut loaded) = load() else { return };
+        let mut dice = Dice::new(seed);
+        let mut world = World {
+            clients: both(3, 1),
+            listeners: both(2, 2),
+            client_ports: (40_000..40_012).collect(),
+            listener_ports: LISTENER_PORTS.to_vec(),
+            answers: vec![],
+        };
+        build(&mut loaded, &world, &mut dice);
+        for round in 0..PACKETS_PER_STATE {
+            if round % 10 == 0 {
+                world.answers = answers(&loaded);
+            }
+            if dice.once_in(25) {
+                disturb(&mut loaded, &mut dice);
+            }
+            let outcome = loaded.send(&world.frame(&mut dice));
+            counted[outcome.verdict as usize] += 1;
+        }
+    }
+    // What never comes up is not compared.
+    for verdict in Verdict::ALL {
+        println!("{:18}{}", verdict.name(), counted[verdict as usize]);
+        assert!(counted[verdict as usize] > 0, "{} never", verdict.name());
+    }
+}
