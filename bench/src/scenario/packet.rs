@@ -36,7 +36,7 @@ use crate::metric::Metric;
 use crate::report::{self, Report};
 use crate::say;
 
-const REPEAT: u32 = 2_000_000;
+const REPEAT: u32 = 1_000_000;
 const RUNS: usize = 5;
 /// That stand while packets of others pass, too.
 const BANS: u32 = 10_000;
