@@ -271,6 +271,24 @@ fn secrets_are_neither_in_debug_output_nor_in_diagnostics() {
     }
 }
 
+#[test]
+fn a_hash_key_is_derived_alike_everywhere_and_never_shown() {
+    let with = |key: &str| load_text(&format!("[datapath]\nhash_key = \"{key}\"\n"));
+    let found = with("canary").expect_err("too short");
+    let shown = format!("{}{found:?}", diagnostic::render(&found, true));
+    assert!(
+        shown.contains("openssl rand -hex 32") && !shown.contains("canary"),
+        "{shown}"
+    );
+    let key = HashKey::derive("a key that all nodes have");
+    // Words of SHA-256 of a zero byte and of a one byte before the secret: other versions must come to the same.
+    assert_eq!(key.0[0], 0x73ac_66ab_d45f_2d6f);
+    assert_eq!(key.0[4], 0x8811_4713_ef01_d87a);
+    assert_ne!(key, HashKey::derive("a key that all nodes hav3"));
+    assert!(key.0.iter().all(|word| *word != 0));
+    assert_eq!(format!("{key:?}"), "HashKey");
+}
+
 /// A generator good enough to choose mutations (xorshift; the seed is fixed, so a failure can be seen again).
 struct Random(u64);
 

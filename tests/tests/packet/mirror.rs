@@ -52,7 +52,7 @@ impl Loaded {
     fn read_map(&mut self, map: &'static str) {
         let size = self.sizes.of(map);
         match map {
-            name::PORTS => self.model.state.ports = Box::new(self.at(map, 0)),
+            name::PORTS => *self.model.state.ports = self.at(map, 0),
             name::LISTENERS4 | name::LISTENERS6 => {
                 self.model.state.listeners = self.read_listeners()
             }

@@ -25,6 +25,7 @@ impl Model {
             ports: BTreeSet::new(),
             nat_ports: 0,
             tunnel: None,
+            hash_key: None,
         }
     }
 
