@@ -9,12 +9,12 @@ impl Dice {
         // Neighbouring seeds shall begin far apart, and zero would stay zero.
         let mixed = (seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mut dice = Self(mixed | 1);
-        dice.next();
+        dice.word();
         dice
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -23,7 +23,7 @@ impl Dice {
 
     /// A number below `end`, which must not be 0.
     pub fn below(&mut self, end: usize) -> usize {
-        ((self.next() >> 32) * end as u64 >> 32) as usize
+        (((self.word() >> 32) * end as u64) >> 32) as usize
     }
 
     /// True once in so many times.
@@ -38,7 +38,7 @@ impl Dice {
 
     /// So many bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
+        (0..count).map(|_| self.word() as u8).collect()
     }
 }
 
@@ -50,7 +50,7 @@ mod tests {
     fn the_same_seed_gives_the_same_and_another_gives_others() {
         let throw = |seed| {
             let mut dice = Dice::new(seed);
-            [(); 8].map(|()| dice.next())
+            [(); 8].map(|()| dice.word())
         };
         assert_eq!(throw(1), throw(1));
         assert_ne!(throw(1), throw(2));

@@ -101,7 +101,7 @@ impl World {
     fn stranger(&self, dice: &mut Dice) -> Frame {
         let (client, listener) = self.two(dice, &self.clients, &self.listeners);
         let number = dice.one(&[1u8, 2, 4, 41, 47, 50, 51, 58, 132, 135]);
-        let port = dice.next() as u16;
+        let port = dice.word() as u16;
         let mut frame = plain(client, listener, (port, port.rotate_left(3)), dice);
         match dice.below(3) {
             0 => frame.transport = Transport::Other(number),
@@ -131,7 +131,7 @@ fn plain(from: IpAddr, to: IpAddr, ports: (u16, u16), dice: &mut Dice) -> Frame 
     };
     frame.payload = dice.bytes(length);
     if dice.once_in(3) {
-        frame.class = dice.next() as u8;
+        frame.class = dice.word() as u8;
     }
     frame
 }
@@ -139,13 +139,13 @@ fn plain(from: IpAddr, to: IpAddr, ports: (u16, u16), dice: &mut Dice) -> Frame 
 /// The same with what is rare: tags, options, extension headers, fragments, the end of its way, another gateway.
 fn dressed(mut frame: Frame, dice: &mut Dice) -> Frame {
     if dice.once_in(6) {
-        frame.vlans = (0..=dice.below(3)).map(|_| dice.next() as u16).collect();
+        frame.vlans = (0..=dice.below(3)).map(|_| dice.word() as u16).collect();
     }
     if dice.once_in(8) {
         frame.hop_limit = dice.one(&[0, 1, 2, 255]);
     }
     if dice.once_in(8) {
-        frame.source_mac[5] = dice.next() as u8;
+        frame.source_mac[5] = dice.word() as u8;
     }
     let place = dice.one(&[0u16, 0, 1, 2, 3, 9, 185]);
     let more = place == 0 || dice.once_in(2);

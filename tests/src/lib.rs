@@ -7,6 +7,7 @@ pub mod certificate;
 pub mod client;
 pub mod dice;
 pub mod field;
+pub mod fuzz;
 pub mod generated;
 pub mod harness;
 pub mod http;

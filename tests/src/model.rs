@@ -9,7 +9,7 @@ mod read;
 mod send;
 mod state;
 mod sum;
-mod write;
+pub mod write;
 
 use proxy_ebpf::abi::{Listener, mode, option};
 use proxy_ebpf::verdict::Verdict;

@@ -48,8 +48,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         &["test", "--workspace", "--lib", "--bins"],
     );
     count.tests(
-        "Fixture packets through the loaded XDP program",
-        &["test", "--package", "tests", "--test", "packet"],
+        "Fixture packets through the loaded XDP program and the model, and what fuzzing left",
+        &[
+            "test",
+            "--package",
+            "tests",
+            "--test",
+            "packet",
+            "--test",
+            "corpus",
+        ],
     );
     count.check("Build", build::sluice);
     // The kernel half that logs its verdicts: never released, so nothing else would notice that it is broken.

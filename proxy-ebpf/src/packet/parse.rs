@@ -160,6 +160,8 @@ fn skip_extensions<const EXTENSIONS: usize>(
         }
     }
     match behind.protocol {
+        // A fragment all the same, whose header named another extension header first.
+        protocol::ICMPV6 if matches!(behind.part, Part::First) => Err(Verdict::NotOurs),
         protocol::ICMPV6 => {
             behind.part = Part::Error;
             Ok(behind)

@@ -174,7 +174,8 @@ fn read_ipv6(frame: &[u8], at: usize, extensions_max: usize) -> Result<Read, Ver
     if packet.part == Part::Whole || packet.part == Part::First {
         match packet.protocol {
             TCP | UDP => {}
-            // A part of an ICMP message is Linux's, which `step` saw to.
+            // A part of an ICMP message is Linux's, also where its fragment header named another header first.
+            ICMPV6 if packet.part == Part::First => return Err(Verdict::NotOurs),
             ICMPV6 => {}
             _ if unread => packet.part = Part::Unread,
             _ => return Err(Verdict::NotOurs),

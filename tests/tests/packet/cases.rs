@@ -92,15 +92,15 @@ impl Via {
     }
 }
 
-/// Runs rows through all ways of forwarding, of both families, each in a state of its own; returns how many cases that were.
+/// Runs rows through all ways of forwarding, of both families; returns how many cases that were.
 fn through_all(rows: impl Fn(bool) -> Vec<(&'static str, Frame, Frame)>) -> usize {
     let mut cases = 0;
     for via in VIAS {
         for v6 in [false, true].into_iter().filter(|v6| via.takes(*v6)) {
+            let Some(mut loaded) = via.load() else {
+                return 0;
+            };
             for (name, flow, frame) in rows(v6) {
-                let Some(mut loaded) = via.load() else {
-                    return 0;
-                };
                 let protocol = matches!(flow.transport, Transport::Tcp { .. });
                 // The flow begins as flows do, and NAT gives it its first port.
                 let first = if protocol {
@@ -260,12 +260,12 @@ fn fragments_follow_their_first_every_way() {
 fn errors_reach_the_endpoint_of_the_inner_flow_every_way() {
     for via in VIAS {
         for v6 in [false, true].into_iter().filter(|v6| via.takes(*v6)) {
+            let Some(mut loaded) = via.load() else { return };
             // Frag-needed and unreachable, time exceeded, parameter problem; too big and the others of IPv6.
             let kinds: &[u8] = if v6 { &[1, 2, 3, 4] } else { &[3, 11, 12] };
             for kind in kinds {
                 for quoted in [28, 60, 1000] {
                     let quoted = if v6 { quoted + 20 } else { quoted };
-                    let Some(mut loaded) = via.load() else { return };
                     let flow = tcp(v6, 40_000, SYN);
                     loaded.send(&flow.bytes());
                     let router = client(v6);

@@ -12,8 +12,8 @@ use proxy_ebpf::abi::{
 use proxy_ebpf::verdict::Disposition;
 use rig::model::{Arrival, Entry, Sizes, State};
 
-use crate::loaded::{Action, INGRESS, Loaded, Outcome};
-use crate::pool;
+use super::loaded::{Action, INGRESS, Loaded, Outcome};
+use super::pool;
 
 /// What BPF_PROG_TEST_RUN puts into the first buffer: a page without headroom and without what the kernel keeps at its end.
 const FIRST_BUFFER_BYTES: usize = 4096 - 256 - 320;
@@ -52,7 +52,7 @@ impl Loaded {
     fn read_map(&mut self, map: &'static str) {
         let size = self.sizes.of(map);
         match map {
-            name::PORTS => self.model.state.ports = Box::new(self.at(map, 0)),
+            name::PORTS => *self.model.state.ports = self.at(map, 0),
             name::LISTENERS4 | name::LISTENERS6 => {
                 self.model.state.listeners = self.read_listeners()
             }

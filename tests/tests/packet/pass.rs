@@ -225,6 +225,22 @@ fn ipv6_extension_headers_of_other_kinds_or_too_many_are_unsupported() {
 }
 
 #[test]
+fn a_fragment_of_an_icmp_error_is_not_ours_whatever_stands_between() {
+    let Some(mut loaded) = serving() else { return };
+    let about = Frame::tcp((v6(1), PORT), (v6(9), 40_000), SYN);
+    let mut first = extension(44, 8);
+    first.1[2] = 1;
+    for extensions in [vec![first.clone()], vec![first, extension(60, 8)]] {
+        let error = Frame::new(v6(8), v6(1), Transport::Icmp { kind: 1, code: 0 });
+        let error = error.with(|frame| {
+            frame.payload = [&[0; 4], &about.bytes()[14..]].concat();
+            frame.extensions = extensions;
+        });
+        loaded.passes(&error.bytes(), Verdict::NotOurs);
+    }
+}
+
+#[test]
 fn ports_are_never_read_from_a_later_ipv6_fragment() {
     let Some(mut loaded) = serving() else { return };
     let mut later = extension(44, 8);

@@ -13,7 +13,7 @@ use proxy_ebpf::abi::{
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
 
-use crate::loaded::Value;
+use super::loaded::Value;
 
 /// How many entries maps have; those that are not named here have their default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub struct Sizes(Vec<(&'static str, u32)>);
 impl Sizes {
     /// Small ones, but for those named.
     pub fn with(named: &[(&'static str, u32)]) -> Self {
+        // LRU tables have room for every test: each CPU sets free entries aside, and what is evicted the model still has.
         let mut sizes = vec![
             (name::LISTENERS4, 64),
             (name::LISTENERS6, 64),
@@ -33,8 +34,8 @@ impl Sizes {
             (name::CELLS, 64),
             (name::STEER, 16),
             (name::SOCKETS, 16),
-            (name::MOVED, 1024),
-            (name::FRAGMENTS, 1024),
+            (name::MOVED, 16_384),
+            (name::FRAGMENTS, 16_384),
             (name::FLOWS, 1024),
             (name::NAT_FLOWS, 1024),
             (name::LISTENER_TRAFFIC, 64),
