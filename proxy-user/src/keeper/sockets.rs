@@ -4,10 +4,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
 use crate::config::{Config, Diagnostic, ListenerMode, Protocol};
+
+/// How long a start waits for a port that is taken: of a daemon that was killed, the kernel closes sockets a moment later than
+/// the process ends, once its urings are gone.
+const RELEASE_MAX: Duration = Duration::from_secs(2);
+const RELEASE_STEP: Duration = Duration::from_millis(20);
 
 /// For each address a socket for each worker.
 #[derive(Debug, Default)]
@@ -28,7 +34,7 @@ impl Sockets {
     }
 
     /// Opens what `config` names and we have not. All are bound before one listens: what cannot be bound is found out
-    /// while nobody has noticed anything.
+    /// while nobody has noticed anything. Where nothing is open yet, a port that is taken gets two seconds to become free.
     ///
     /// # Errors
     /// For each address that cannot be listened on, why.
@@ -40,11 +46,16 @@ impl Sockets {
     ) -> Result<Self, Vec<Diagnostic>> {
         let mut bound: Vec<(SocketAddr, Vec<Socket>)> = Vec::new();
         let mut faults = Vec::new();
+        let patience = match self.0.is_empty() {
+            true => RELEASE_MAX,
+            false => Duration::ZERO,
+        };
+        let deadline = Instant::now() + patience;
         for address in Self::wanted(config) {
             if self.0.contains_key(&address) {
                 continue;
             }
-            match bind_group(address, workers) {
+            match bind_by(deadline, address, workers) {
                 Ok(group) => bound.push((address, group)),
                 Err(error) => faults.push(fault(config, address, &error)),
             }
@@ -103,6 +114,20 @@ impl Sockets {
                 .enumerate()
                 .map(move |(worker, socket)| (address, worker, socket.as_fd()))
         })
+    }
+}
+
+/// As `bind_group`, and once more until then while the port is taken.
+fn bind_by(deadline: Instant, address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
+    loop {
+        match bind_group(address, workers) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EADDRINUSE) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(RELEASE_STEP);
+            }
+            done => return done,
+        }
     }
 }
 
@@ -212,6 +237,20 @@ mod tests {
         assert_eq!(sockets.surplus(&config(&[two])), [one]);
         sockets.close(&[one]);
         assert!(TcpStream::connect(one).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_start_waits_for_a_port_that_is_released_a_moment_later() -> io::Result<()> {
+        let other = TcpListener::bind("127.0.0.1:0")?;
+        let address = other.local_addr()?;
+        let releasing = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(other);
+        });
+        let sockets = Sockets::default().open_missing(&config(&[address]), 1, 16);
+        assert!(sockets.is_ok(), "{sockets:?}");
+        assert!(releasing.join().is_ok());
         Ok(())
     }
 

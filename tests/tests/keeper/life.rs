@@ -215,10 +215,7 @@ pub fn a_start_replaces_the_programs_under_load_and_loses_no_packet(
         wait::until_true("the daemon to end", Duration::from_secs(5), || {
             !process::runs(daemon)
         })?;
-        // What its urings held is released a moment after its end, in the background.
-        wait::until_true("the sockets to be closed", PATIENCE, || {
-            stage.queues(8080).is_ok_and(|queues| queues.is_empty())
-        })?;
+        // What its urings held is released a moment after its end, in the background: the next keeper waits for it.
         sluice = stage.start(&text, &[])?;
         ensure!(program(&sluice)? != before, "the program is the old one");
         datagrams.wait_for(100)?;
