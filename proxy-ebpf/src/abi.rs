@@ -190,10 +190,8 @@ impl Address {
     #[inline(always)]
     pub const fn ban_key(&self) -> Self {
         let [high, low]: [u64; 2] = bytemuck::must_cast(self.0);
-        Self(bytemuck::must_cast([
-            high,
-            if self.is_v4() { low } else { 0 },
-        ]))
+        let low = if self.is_v4() { low } else { 0 };
+        Self(bytemuck::must_cast([high, low]))
     }
 }
 

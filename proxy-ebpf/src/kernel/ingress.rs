@@ -295,14 +295,10 @@ fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static List
     }
 }
 
-/// How long the whole frame is: at least as long as its headers say. Where its first buffer is as long, that is all of
-/// it, but for padding; only else the kernel has to be asked.
+/// How long the whole frame is: at least as long as its headers say. The kernel has to be asked, for what stands behind
+/// the first buffer shows in nothing else.
 #[inline(always)]
 fn whole_bytes(ctx: &XdpContext, packet: &Packet) -> Result<u64, Verdict> {
-    let first = (ctx.data_end() - ctx.data()) as u64;
-    if packet.frame_bytes_min as u64 <= first {
-        return Ok(first);
-    }
     // SAFETY: the context is the one that the kernel gave this program.
     let bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     if (packet.frame_bytes_min as u64) > bytes {
