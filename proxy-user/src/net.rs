@@ -21,6 +21,7 @@ mod pool;
 mod probe;
 mod runtime;
 mod socket;
+mod splice;
 mod stream;
 mod task;
 mod timer;
@@ -37,12 +38,13 @@ pub use self::combine::join;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, caught, select},
+    combine::{Either, at_once, caught, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
     probe::{ProbeError, probe},
     runtime::{now, run, spawn, turns, yield_now},
+    splice::Splice,
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},
 };

@@ -68,11 +68,6 @@ const REASONS: &[(&str, &str, &str)] = &[
         "NAT needs an entry per flow by nature: with many flows, cache and TLB misses in the table are the price",
     ),
     (
-        "download",
-        "clear",
-        "Sluice copies through user space; splicing between sockets is not built yet",
-    ),
-    (
         "endpoint-change",
         "",
         "a change of endpoints is a reload of the whole configuration so far, by SIGHUP",

@@ -89,6 +89,25 @@ impl BodyDecoder {
         Ok(piece)
     }
 
+    /// What is still to come, where it is nothing but data; `u64::MAX` until the connection ends. None where the data has to be looked for.
+    pub fn plain_left(&self) -> Option<u64> {
+        match self.state {
+            State::Length(left) => Some(left),
+            State::UntilClose => Some(u64::MAX),
+            State::Ended | State::Chunked(_) => None,
+        }
+    }
+
+    /// So many bytes of it went another way.
+    pub fn skip(&mut self, bytes: u64) {
+        if let State::Length(left) = &mut self.state {
+            *left = left.saturating_sub(bytes);
+            if *left == 0 {
+                self.state = State::Ended;
+            }
+        }
+    }
+
     /// The peer has closed: fine after the end, and where closing is the end; else the body was cut short.
     pub fn close(&mut self) -> Result<(), Reject> {
         match self.state {

@@ -265,6 +265,7 @@ fn upload_pace(exchange: &Exchange<'_>) -> Pace {
         rate_min: tunables.http.body_rate_min,
         send: tunables.net.send_timeout,
         bytes_max: tunables.http.body_bytes_max as u64,
+        splice_bytes_min: tunables.net.splice_bytes_min as u64,
     }
 }
 
@@ -275,6 +276,7 @@ fn download_pace(exchange: &Exchange<'_>) -> Pace {
         rate_min: 0,
         send: tunables.net.send_timeout,
         bytes_max: u64::MAX,
+        splice_bytes_min: tunables.net.splice_bytes_min as u64,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Futures inside of a task: the first of two, one that may panic.
+//! Futures inside of a task: the first of two, one that may panic, one that is not waited for.
 //!
 //! They are structs and not `async fn`s, whose state would hold each future twice: as argument, and pinned. An idle
 //! connection is as large as the largest state of its task.
@@ -35,6 +35,11 @@ pub fn select<A: Future, B: Future>(left: A, right: B) -> Select<A, B> {
 /// What it panicked with. What it had borrowed may be left half changed.
 pub fn caught<F: Future>(future: F) -> Caught<F> {
     Caught { future }
+}
+
+/// Asks a future once, and drops it: its output if that is there at once. The task is woken later all the same.
+pub fn at_once<F: Future>(future: F) -> AtOnce<F> {
+    AtOnce { future }
 }
 
 pin_project! {
@@ -77,6 +82,26 @@ impl<F: Future> Future for Caught<F> {
         match catch_unwind(AssertUnwindSafe(|| future.poll(context))) {
             Ok(polled) => polled.map(Ok),
             Err(panic) => Poll::Ready(Err(panic)),
+        }
+    }
+}
+
+pin_project! {
+    /// See [`at_once`].
+    #[must_use = "futures do nothing unless awaited"]
+    pub struct AtOnce<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for AtOnce<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().future.poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Poll::Ready(None),
         }
     }
 }

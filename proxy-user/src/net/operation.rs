@@ -11,6 +11,8 @@ pub(super) enum Operation {
     Connect(Rc<Connecting>),
     Recv(Rc<Socket>),
     Send(Rc<Socket>),
+    Readable(Rc<Socket>),
+    Writable(Rc<Socket>),
     Ring(Rc<Bell>),
 }
 

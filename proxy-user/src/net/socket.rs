@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     rc::Rc,
     task::{Poll, Waker},
 };
@@ -41,9 +41,25 @@ struct Inbound {
     armed: Option<u64>,
     cancelled: bool,
     starved: bool,
-    /// Never armed again: somebody else goes on reading.
+    /// Not armed: somebody else goes on reading.
     stopped: bool,
+    watch: Watch,
     waker: Option<Waker>,
+}
+
+/// Of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    In,
+    Out,
+}
+
+/// Whether the socket is ready for a system call, for who makes that himself.
+#[derive(Default)]
+struct Watch {
+    in_flight: Option<u64>,
+    /// It was so, and nobody has looked yet.
+    is_ready: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -66,6 +82,7 @@ struct Outbound {
     ended: u64,
     /// The errno of the send that failed; what was to follow would make no sense without it.
     failed: Option<i32>,
+    watch: Watch,
     wakers: Vec<Waker>,
 }
 
@@ -86,6 +103,7 @@ impl Socket {
                 begun: 0,
                 ended: 0,
                 failed: None,
+                watch: Watch::default(),
                 wakers: Vec::new(),
             }),
             received_bytes: Cell::new(0),
@@ -103,6 +121,21 @@ impl Socket {
             Some(fd) => look(SockRef::from(fd)),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+
+    /// Uses the descriptor; not connected when closed.
+    pub(super) fn with_fd<T>(
+        &self,
+        act: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match self.fd.borrow().as_ref() {
+            Some(fd) => act(fd.as_fd()),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    pub(super) fn count(counter: &Cell<u64>, bytes: usize) {
+        counter.set(counter.get() + bytes as u64);
     }
 
     // Receiving.
@@ -181,8 +214,7 @@ impl Socket {
         match completion.result {
             1.. => {
                 let bytes = completion.result.unsigned_abs();
-                self.received_bytes
-                    .set(self.received_bytes.get() + u64::from(bytes));
+                Self::count(&self.received_bytes, bytes as usize);
                 if inbound.end.is_none() {
                     inbound.inbox.extend(chunk);
                 }
@@ -299,10 +331,9 @@ impl Socket {
         outbound.in_flight = None;
         match result {
             1.. => {
-                let bytes = result.unsigned_abs();
-                self.sent_bytes
-                    .set(self.sent_bytes.get() + u64::from(bytes));
-                outbound.consume(bytes as usize);
+                let bytes = result.unsigned_abs() as usize;
+                Self::count(&self.sent_bytes, bytes);
+                outbound.consume(bytes);
                 self.send_on(&mut outbound);
             }
             0 => outbound.fail(libc::EPIPE),
@@ -311,6 +342,85 @@ impl Socket {
         }
         if outbound.in_flight.is_none() {
             outbound.wakers.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    // For somebody else who receives and sends for a while.
+
+    /// Receives nothing any more, until resumed.
+    pub(super) fn hold(&self) {
+        let mut inbound = self.inbound.borrow_mut();
+        inbound.stopped = true;
+        inbound.cancel(&self.core);
+    }
+
+    /// Ready when what was received before being held is all here.
+    pub(super) fn poll_held(&self, waker: &Waker) -> Poll<()> {
+        let mut inbound = self.inbound.borrow_mut();
+        if inbound.armed.is_some() {
+            return inbound.wait(waker);
+        }
+        Poll::Ready(())
+    }
+
+    /// Receives again, when it is asked to.
+    pub(super) fn resume(&self) {
+        if self.fd.borrow().is_some() {
+            self.inbound.borrow_mut().stopped = false;
+        }
+    }
+
+    /// Ready when a system call in this direction has something to do, or to say; it may turn out to be too early all the same.
+    pub(super) fn poll_ready(self: &Rc<Self>, direction: Direction, waker: &Waker) -> Poll<()> {
+        let (mut inbound, mut outbound) = (self.inbound.borrow_mut(), self.outbound.borrow_mut());
+        let (watch, events, operation) = match direction {
+            Direction::In => (
+                &mut inbound.watch,
+                libc::POLLIN,
+                Operation::Readable(self.clone()),
+            ),
+            Direction::Out => (
+                &mut outbound.watch,
+                libc::POLLOUT,
+                Operation::Writable(self.clone()),
+            ),
+        };
+        if std::mem::take(&mut watch.is_ready) {
+            return Poll::Ready(());
+        }
+        if watch.in_flight.is_none() {
+            let Some(fd) = self.raw_fd() else {
+                return Poll::Ready(());
+            };
+            watch.in_flight = self
+                .core
+                .start(operation, |uring, token| uring.poll(fd, events, token));
+        }
+        match direction {
+            Direction::In => inbound.wait(waker),
+            Direction::Out => outbound.wait(waker),
+        }
+    }
+
+    /// The watch of one direction has ended.
+    pub(super) fn ready(&self, direction: Direction) {
+        let ready = Watch {
+            in_flight: None,
+            is_ready: true,
+        };
+        match direction {
+            Direction::In => {
+                let mut inbound = self.inbound.borrow_mut();
+                inbound.watch = ready;
+                if let Some(waker) = inbound.waker.take() {
+                    waker.wake();
+                }
+            }
+            Direction::Out => {
+                let mut outbound = self.outbound.borrow_mut();
+                outbound.watch = ready;
+                outbound.wakers.drain(..).for_each(Waker::wake);
+            }
         }
     }
 
@@ -331,6 +441,10 @@ impl Socket {
             self.core.cancel(token);
         }
         outbound.failed = Some(libc::ECONNABORTED);
+        // A watch, too, keeps the connection open.
+        for watch in [&inbound.watch, &outbound.watch] {
+            watch.cancel(&self.core);
+        }
         self.core.close_fd(fd);
         if let Some(waker) = inbound.waker.take() {
             waker.wake();
@@ -344,7 +458,12 @@ impl Socket {
         inbound.stopped = true;
         inbound.cancel(&self.core);
         let idle = self.poll_idle(waker).is_ready();
-        if inbound.armed.is_some() || !idle {
+        let mut outbound = self.outbound.borrow_mut();
+        let watches = [&inbound.watch, &outbound.watch];
+        watches.iter().for_each(|watch| watch.cancel(&self.core));
+        let is_watched = watches.iter().any(|watch| watch.in_flight.is_some());
+        if inbound.armed.is_some() || is_watched || !idle {
+            let _: Poll<()> = outbound.wait(waker);
             return inbound.wait(waker);
         }
         Poll::Ready(())
@@ -354,6 +473,14 @@ impl Socket {
     pub(super) fn give_up(&self) -> (Vec<Chunk>, Option<OwnedFd>) {
         let chunks = self.inbound.borrow_mut().inbox.drain(..).collect();
         (chunks, self.fd.borrow_mut().take())
+    }
+}
+
+impl Watch {
+    fn cancel(&self, core: &Core) {
+        if let Some(token) = self.in_flight {
+            core.cancel(token);
+        }
     }
 }
 

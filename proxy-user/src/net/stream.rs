@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     io,
     net::{Ipv4Addr, Shutdown, SocketAddr},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
     rc::Rc,
     time::Duration,
 };
@@ -105,7 +105,7 @@ impl Stream {
 
     /// Sends several parts in the background, behind what is being sent. They wait in memory: await [`Self::idle`] before, and
     /// no more than one payload waits while another is on its way. An error is found by whoever sends or waits next.
-    pub fn queue<const N: usize>(&self, parts: [Payload; N]) {
+    pub fn queue(&self, parts: impl IntoIterator<Item = Payload>) {
         self.socket.begin(parts);
     }
 
@@ -148,6 +148,10 @@ impl Stream {
         Ok((chunks, fd))
     }
 
+    pub(super) fn socket(&self) -> &Rc<Socket> {
+        &self.socket
+    }
+
     /// The other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer
@@ -172,6 +176,20 @@ impl Stream {
     /// Bytes that the kernel has taken to send so far: progress, for a minimum rate.
     pub fn sent_bytes(&self) -> u64 {
         self.socket.sent_bytes.get()
+    }
+
+    /// Of these, those that have reached the peer: it has room for them, if it has not read them yet. A system call.
+    pub fn acknowledged_bytes(&self) -> u64 {
+        let mut queued: libc::c_int = 0;
+        let asked = self.socket.with_fd(|fd| {
+            // SAFETY: the descriptor is open, and the kernel writes one int (SIOCOUTQ, tcp(7)) to a place for one.
+            match unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) } {
+                0.. => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+        let queued = asked.map_or(0, |()| u64::try_from(queued).unwrap_or(0));
+        self.sent_bytes().saturating_sub(queued)
     }
 
     /// Looks at, or sets, an option of the socket.

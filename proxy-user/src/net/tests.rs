@@ -1,5 +1,7 @@
 //! The loop with real sockets on the loopback: both halves of a connection, back-pressure, lack of everything, and an orderly end.
 
+mod splice;
+
 use std::{
     cell::{Cell, RefCell},
     future::Future,

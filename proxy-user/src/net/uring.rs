@@ -128,6 +128,15 @@ impl Uring {
         );
     }
 
+    /// Waits until one of these events of poll(2), or an error or the end, is there.
+    pub(super) fn poll(&mut self, socket: RawFd, events: libc::c_short, token: u64) {
+        self.push(
+            opcode::PollAdd::new(Fd(socket), u32::from(events.unsigned_abs()))
+                .build()
+                .user_data(token),
+        );
+    }
+
     /// Connects a socket.
     ///
     /// # Safety

@@ -165,7 +165,8 @@ impl Stream {
     ///
     /// # Errors
     /// NotConnected after [`Self::shutdown`]; InvalidData when the session has failed.
-    pub fn queue<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
+    pub fn queue(&self, parts: impl IntoIterator<Item = Payload>) -> io::Result<()> {
+        let parts: Vec<Payload> = parts.into_iter().collect();
         let mut session = self.session.borrow_mut();
         session.encrypt(&parts)?;
         // In order also with what `flush` takes: both take all there is, and the transport keeps the order in which it is given.

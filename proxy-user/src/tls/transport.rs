@@ -62,7 +62,7 @@ impl Transport {
     ///
     /// # Errors
     /// As that of TLS.
-    pub fn queue<const N: usize>(&self, parts: [Payload; N]) -> io::Result<()> {
+    pub fn queue(&self, parts: impl IntoIterator<Item = Payload>) -> io::Result<()> {
         match self {
             Self::Plain(stream) => {
                 stream.queue(parts);
@@ -99,6 +99,14 @@ impl Transport {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.transport(),
+        }
+    }
+
+    /// The connection, if what it carries is nothing but what is sent.
+    pub fn plain(&self) -> Option<&net::Stream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(_) => None,
         }
     }
 

@@ -155,7 +155,8 @@ tree! {
         buffer_bytes: bytes[16 * KIB, 4 * KIB, 256 * KIB] Restart "Size of one receive buffer.";
         buffers: power[1024, 16, 32_768] Restart "Receive buffers of each worker, shared by its connections.";
         connections_max: count[50_000, 1, 10_000_000] Live "Client connections open at a time in each worker; beyond, none is accepted.";
-        send_timeout: duration[30 * S, S, HOUR] Live "Longest wait until a peer has taken what was sent to it; then it is closed.";
+        send_timeout: duration[30 * S, S, HOUR] Live "Longest wait until a peer has taken what was sent to it, or 16KiB of it; then it is closed.";
+        splice_bytes_min: bytes[256 * KIB, 0, GIB] Live "With so much left of a body that is clear on both sides, the kernel moves it from one socket to the other; 0 = never.";
         uring_entries: power[1024, 64, 32_768] Restart "Submission entries of each worker's ring.";
     }
     http: Http {

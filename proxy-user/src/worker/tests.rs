@@ -9,6 +9,7 @@ mod limit;
 mod origin;
 mod origin_fault;
 mod sluice;
+mod splice;
 mod tls;
 mod upload;
 

@@ -33,6 +33,11 @@ impl BodyEncoder {
         Self { framing, left }
     }
 
+    /// Nothing surrounds the data, ever.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.framing, Framing::Length(_) | Framing::UntilClose)
+    }
+
     /// What surrounds the next `len` bytes of data. Nothing surrounds no data: an empty chunk would be the end.
     pub fn frame(&mut self, len: usize) -> Result<Frame, LengthMismatch> {
         match self.framing {

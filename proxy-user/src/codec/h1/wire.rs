@@ -168,10 +168,24 @@ impl<'w> Reader<'w> {
     }
 }
 
-impl Body<'_> {
+impl<'w> Body<'w> {
     /// The body has ended and all its data was handed out.
     pub fn is_ended(&self) -> bool {
         self.decoder.is_ended()
+    }
+
+    /// Where the rest of the body comes from, and how much, if nobody has to look at it: clear, and without framing. `u64::MAX` until the connection ends.
+    pub fn passage(&self) -> Option<(&'w net::Stream, u64)> {
+        let from: &'w Transport = self.reader.from;
+        let left = self.decoder.plain_left()?;
+        from.plain()
+            .filter(|_| self.reader.input.is_empty())
+            .map(|from| (from, left))
+    }
+
+    /// So many bytes of the body were taken from there.
+    pub fn skip(&mut self, bytes: u64) {
+        self.decoder.skip(bytes);
     }
 
     /// The next data, or None at the end. Dropping the future loses nothing.

@@ -193,6 +193,7 @@ fn a_transfer_that_is_dropped_and_run_again_loses_nothing() {
                 rate_min: 0,
                 send: PATIENCE,
                 bytes_max: BYTES as u64,
+                splice_bytes_min: 0,
             };
             let encoder = BodyEncoder::new(Framing::Length(BYTES as u64));
             let head = b"head\n".to_vec();
@@ -225,6 +226,7 @@ fn a_transfer_ends_at_the_first_byte_too_many() {
             rate_min: 0,
             send: PATIENCE,
             bytes_max: 5,
+            splice_bytes_min: 0,
         };
         let encoder = BodyEncoder::new(Framing::Chunked);
         let mut transfer = Transfer::new(Vec::new(), &mut body, encoder, to.transport(), pace);
