@@ -157,7 +157,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     cases(
         "http1-gateway",
-        "API key, rate limit, three header rules",
+        "API key, rate limit, three header rules; no JWT and no access log yet",
         http1_gateway::cases,
     ),
     cases("download", "1 GiB, clear and TLS", transfer::download),

@@ -187,11 +187,11 @@ impl Address {
     /// What a ban names: an IPv4 address itself, of an IPv6 address its /64 (one subscriber owns at least that).
     #[inline(always)]
     pub const fn ban_key(&self) -> Self {
-        if self.is_v4() {
-            return *self;
-        }
-        let words: [u64; 2] = bytemuck::must_cast(self.0);
-        Self(bytemuck::must_cast([words[0], 0]))
+        let [high, low]: [u64; 2] = bytemuck::must_cast(self.0);
+        Self(bytemuck::must_cast([
+            high,
+            if self.is_v4() { low } else { 0 },
+        ]))
     }
 }
 
@@ -229,6 +229,17 @@ pub struct ListenerKey4 {
 }
 const _: () = assert!(size_of::<ListenerKey4>() == 8);
 
+impl ListenerKey4 {
+    /// A key written at once: the look-up reads it in words, and a word of several stores would have to wait until all
+    /// of them have left the store buffer. The address is as it stands in a packet.
+    #[inline(always)]
+    pub const fn new(address: u32, port: [u8; 2], protocol: u8) -> Self {
+        let address = u32::from_le(address) as u64;
+        let word = address | (u16::from_le_bytes(port) as u64) << 32 | (protocol as u64) << 48;
+        bytemuck::must_cast(word.to_le())
+    }
+}
+
 /// Key of an IPv6 listener; otherwise as `ListenerKey4`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -239,6 +250,16 @@ pub struct ListenerKey6 {
     pub zero: [u8; 5],
 }
 const _: () = assert!(size_of::<ListenerKey6>() == 24);
+
+impl ListenerKey6 {
+    /// A key whose last word is written at once, as in `ListenerKey4::new`.
+    #[inline(always)]
+    pub const fn new(address: &Address, port: [u8; 2], protocol: u8) -> Self {
+        let [first, second]: [u64; 2] = bytemuck::must_cast(*address);
+        let word = u16::from_le_bytes(port) as u64 | (protocol as u64) << 16;
+        bytemuck::must_cast([first, second, word.to_le()])
+    }
+}
 
 /// What a listener does; a `mode` that the kernel half does not know means "to Linux".
 pub mod mode {
@@ -439,6 +460,22 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 40);
 
 impl FlowKey {
+    /// A key whose last word is written at once, as in `ListenerKey4::new`.
+    #[inline(always)]
+    pub const fn new(
+        client: &Address,
+        listener: &Address,
+        client_port: [u8; 2],
+        listener_port: [u8; 2],
+        protocol: u8,
+    ) -> Self {
+        let [a, b]: [u64; 2] = bytemuck::must_cast(*client);
+        let [c, d]: [u64; 2] = bytemuck::must_cast(*listener);
+        let ports = u16::from_le_bytes(client_port) as u64
+            | (u16::from_le_bytes(listener_port) as u64) << 16;
+        bytemuck::must_cast([a, b, c, d, (ports | (protocol as u64) << 32).to_le()])
+    }
+
     /// Whether the two are the same; as whole words, for the kernel half has no `memcmp`.
     #[inline(always)]
     pub const fn is(&self, other: &Self) -> bool {

@@ -263,14 +263,13 @@ impl Packet {
     /// The key of its flow, seen as a packet from client to listener.
     #[inline(always)]
     pub const fn flow_key(&self) -> FlowKey {
-        FlowKey {
-            client: self.source,
-            listener: self.destination,
-            client_port: self.source_port,
-            listener_port: self.destination_port,
-            protocol: self.protocol,
-            zero: [0; 3],
-        }
+        FlowKey::new(
+            &self.source,
+            &self.destination,
+            self.source_port,
+            self.destination_port,
+            self.protocol,
+        )
     }
 
     /// Whether it may start a flow: any UDP packet with ports of its own, or a TCP packet that is a SYN and nothing else.

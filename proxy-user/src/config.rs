@@ -24,10 +24,13 @@ mod table;
 mod tests;
 mod upstream;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
@@ -70,7 +73,37 @@ pub struct Datapath {
     pub mode: DatapathMode,
     pub nat: Option<Nat>,
     pub tunnel: Option<Tunnel>,
+    /// What flows are hashed with, the same on all nodes of a fleet; none: made at random and kept with the pins.
+    pub hash_key: Option<HashKey>,
     pub at: Origin,
+}
+
+/// Keys of the flow hash, derived from a secret that the operator gave. No message shows them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HashKey(pub [u64; 11]);
+
+impl HashKey {
+    /// Words of SHA-256 over a counter and the secret: every version and every machine derives the same.
+    pub fn derive(secret: &str) -> Self {
+        let blocks = (0..3_u8).flat_map(|block| {
+            let mut hash = Sha256::new();
+            hash.update([block]);
+            hash.update(secret);
+            <[u8; 32]>::from(hash.finalize())
+        });
+        let bytes: Vec<u8> = blocks.collect();
+        let mut keys = [0; 11];
+        for (key, word) in keys.iter_mut().zip(bytes.as_chunks().0) {
+            *key = u64::from_le_bytes(*word);
+        }
+        Self(keys)
+    }
+}
+
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashKey")
+    }
 }
 
 /// `datapath.mode`.
@@ -373,8 +406,8 @@ pub enum ProbeKind {
     Http { path: String },
 }
 
-impl std::fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = match self.protocol {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
@@ -384,8 +417,8 @@ impl std::fmt::Display for ListenAddress {
 }
 
 /// Names only: a value may be a secret.
-impl std::fmt::Debug for HeaderEdit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for HeaderEdit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |fields: &[(String, String)]| {
             fields
                 .iter()
@@ -400,8 +433,8 @@ impl std::fmt::Debug for HeaderEdit {
     }
 }
 
-impl std::fmt::Debug for CertificatePem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for CertificatePem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CertificatePem")
             .field("path", &self.path)
             .finish_non_exhaustive()

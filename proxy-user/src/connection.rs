@@ -95,6 +95,14 @@ impl Drop for Open {
     }
 }
 
+/// Bytes of the future that serves a connection: what it holds beside its buffers, and an idle one, too.
+pub fn future_bytes() -> usize {
+    fn bytes<F>(_: fn(&'static Gateway, &'static Open, Stream) -> F) -> usize {
+        size_of::<F>()
+    }
+    bytes(serve)
+}
+
 /// Serves a connection from its first byte to its last.
 pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
     let Open { place, drain, .. } = open;

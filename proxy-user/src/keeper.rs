@@ -258,12 +258,7 @@ fn start_kernel(settings: &Settings, loaded: &Loaded) -> Result<Option<Kernel>> 
     if !configuration::has_datapath(&loaded.config) {
         return Ok(None);
     }
-    let kernel = Kernel::up(
-        &settings.instance,
-        &datapath.interfaces,
-        datapath.mode,
-        &loaded.tunables,
-    )?;
+    let kernel = Kernel::up(&settings.instance, datapath, &loaded.tunables)?;
     for note in &kernel.notes {
         log::warn!("{note}");
     }

@@ -1,5 +1,5 @@
 //! `recorded`: what no noise changes, so that any difference is a change. Verified instructions and machine code of the kernel half's
-//! programs; instructions of the pure rooms, counted by valgrind.
+//! programs; instructions of the pure rooms, counted by valgrind; the size of a connection's future.
 
 use std::fs;
 use std::process::Command;
@@ -38,10 +38,11 @@ pub fn measure(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
             [Err(error), _] | [_, Err(error)] => report.fail(format!("{room}: {error:#}")),
         }
     }
-    report.remarks.push(
-        "the size of a connection's future is not recorded: the user half does not tell it yet"
-            .into(),
-    );
+    if bench.wants("connection") {
+        let bytes = sluice::connection::future_bytes() as f64;
+        let row = Row::new("sluice", "connection", Metric::FutureBytes, vec![bytes]);
+        report.rows.push(row);
+    }
     Ok(())
 }
 

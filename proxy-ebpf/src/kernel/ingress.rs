@@ -283,31 +283,26 @@ fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Ve
 fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static Listener> {
     match packet.family {
         Family::V4 => {
-            let key = ListenerKey4 {
-                address: packet.destination.as_v4(),
-                port,
-                protocol,
-                zero: 0,
-            };
+            let key = ListenerKey4::new(packet.destination.as_v4_word(), port, protocol);
             // SAFETY: a value that is replaced meanwhile is read as old or new, field by field; each is checked where it is used.
             unsafe { LISTENERS4.get(&key) }
         }
         Family::V6 => {
-            let key = ListenerKey6 {
-                address: packet.destination.0,
-                port,
-                protocol,
-                zero: [0; 5],
-            };
+            let key = ListenerKey6::new(&packet.destination, port, protocol);
             // SAFETY: as above.
             unsafe { LISTENERS6.get(&key) }
         }
     }
 }
 
-/// How long the whole frame is: at least as long as its headers say.
+/// How long the whole frame is: at least as long as its headers say. Where its first buffer is as long, that is all of
+/// it, but for padding; only else the kernel has to be asked.
 #[inline(always)]
 fn whole_bytes(ctx: &XdpContext, packet: &Packet) -> Result<u64, Verdict> {
+    let first = (ctx.data_end() - ctx.data()) as u64;
+    if packet.frame_bytes_min as u64 <= first {
+        return Ok(first);
+    }
     // SAFETY: the context is the one that the kernel gave this program.
     let bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     if (packet.frame_bytes_min as u64) > bytes {

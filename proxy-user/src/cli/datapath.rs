@@ -92,12 +92,7 @@ fn up(common: &Common, config: Option<&PathBuf>, datapath: Option<String>) -> Re
     }
     let _instance = keeper::hold_instance(&common.instance)?;
     let wanted = &loaded.config.datapath;
-    let mut kernel = Kernel::up(
-        &common.instance,
-        &wanted.interfaces,
-        wanted.mode,
-        &loaded.tunables,
-    )?;
+    let mut kernel = Kernel::up(&common.instance, wanted, &loaded.tunables)?;
     kernel.keep();
     for note in &kernel.notes {
         eprintln!("sluice: {note}");

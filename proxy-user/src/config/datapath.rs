@@ -4,14 +4,18 @@ use std::net::IpAddr;
 
 use proxy_ebpf::abi::size::NAT_SOURCES;
 
+use super::context::Context;
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Datapath, DatapathMode, Nat, Origin, Tunnel};
+use super::{Datapath, DatapathMode, HashKey, Nat, Origin, Tunnel};
 use crate::tunable::unit::shown;
 
 /// Most interfaces, and the longest name of one (IFNAMSIZ without its end).
 const INTERFACES_MAX: usize = 256;
 const INTERFACE_BYTES_MAX: usize = 15;
+
+/// A secret that can be guessed lets anybody aim flows at one endpoint.
+const HASH_KEY_BYTES_MIN: usize = 16;
 
 /// What the section says, with the places that later checks point at.
 pub(super) struct DatapathDraft<'s> {
@@ -29,6 +33,7 @@ pub(super) fn absent<'s>() -> DatapathDraft<'s> {
         mode: DatapathMode::Auto,
         nat: None,
         tunnel: None,
+        hash_key: None,
         at: Origin::Default,
     };
     DatapathDraft {
@@ -40,7 +45,10 @@ pub(super) fn absent<'s>() -> DatapathDraft<'s> {
     }
 }
 
-pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
+pub(super) fn datapath<'s>(
+    section: &Section<'s>,
+    context: &Context<'_>,
+) -> Option<DatapathDraft<'s>> {
     let interfaces = section
         .find("interfaces")
         .map_or(Some(Vec::new()), |value| interfaces(&value));
@@ -58,6 +66,9 @@ pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
     let parsed_nat = nat.as_ref().map(self::nat);
     let tunnel = section.find("tunnel");
     let parsed_tunnel = tunnel.as_ref().map(self::tunnel);
+    let hash_key = section
+        .find("hash_key")
+        .map(|value| hash_key(&value, context));
     section.finish();
     let datapath = Datapath {
         interfaces: interfaces?,
@@ -70,6 +81,10 @@ pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
             Some(tunnel) => Some(tunnel?),
             None => None,
         },
+        hash_key: match hash_key {
+            Some(key) => Some(key?),
+            None => None,
+        },
         at: section.spot.origin(),
     };
     let spot = |value: Option<Value<'s>>| value.map(|value| value.spot);
@@ -80,6 +95,17 @@ pub(super) fn datapath<'s>(section: &Section<'s>) -> Option<DatapathDraft<'s>> {
         tunnel: spot(tunnel),
         section: Some(section.spot),
     })
+}
+
+/// A secret that all nodes of a fleet have: what the kernel half hashes flows with is derived from it.
+fn hash_key(value: &Value<'_>, context: &Context<'_>) -> Option<HashKey> {
+    let secret = context.secret(value)?;
+    if secret.len() < HASH_KEY_BYTES_MIN {
+        return value.spot.refuse_unseen(format!(
+            "`hash_key` is shorter than {HASH_KEY_BYTES_MIN} bytes: make one with `openssl rand -hex 32`"
+        ));
+    }
+    Some(HashKey::derive(&secret))
 }
 
 fn interfaces(value: &Value<'_>) -> Option<Vec<String>> {

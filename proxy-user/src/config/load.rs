@@ -257,10 +257,10 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
     drop_ins(context, &mut tunables);
     let written = configured(&sections.tunables, &mut tunables);
     let placed = |section: &Section<'s>| section.spot;
-    let datapath = sections
-        .datapath
-        .first()
-        .map_or_else(|| Some(datapath::absent()), datapath::datapath);
+    let datapath = sections.datapath.first().map_or_else(
+        || Some(datapath::absent()),
+        |section| datapath::datapath(section, context),
+    );
     let upstreams = sections
         .upstreams
         .iter()

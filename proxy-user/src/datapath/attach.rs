@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::map::Value;
 use super::network::{Link, Network};
 use super::{Mode, pin_folder};
-use crate::config::DatapathMode;
+use crate::config::{Datapath, DatapathMode, HashKey};
 use crate::tunable::Tunables;
 
 pub use obstacle::obstacles;
@@ -69,16 +69,11 @@ impl Kernel {
     ///
     /// # Errors
     /// Each with what was tried and what the operator can do.
-    pub fn up(
-        instance: &str,
-        names: &[String],
-        mode: DatapathMode,
-        tunables: &Tunables,
-    ) -> Result<Self> {
+    pub fn up(instance: &str, wanted: &Datapath, tunables: &Tunables) -> Result<Self> {
         let mut notes = Vec::new();
         mount_bpffs(&mut notes)?;
         // Everything that can be refused is refused before anything is made.
-        let obstacles = obstacles(instance, names, tunables)?;
+        let obstacles = obstacles(instance, wanted, tunables)?;
         if !obstacles.is_empty() {
             bail!("{}", obstacles.join("; "));
         }
@@ -86,7 +81,8 @@ impl Kernel {
         let adopted = folder.join(name::ABI).exists();
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let links = Network::open()?.links()?;
-        let links: Vec<&Link> = names
+        let links: Vec<&Link> = wanted
+            .interfaces
             .iter()
             .filter_map(|name| links.iter().find(|link| link.name == *name))
             .collect();
@@ -106,9 +102,9 @@ impl Kernel {
             cpus: u32::try_from(aya::util::nr_cpus().map_err(|(_, error)| error)?)?,
             undo,
         };
-        kernel.prepare()?;
+        kernel.prepare(wanted.hash_key)?;
         for link in &links {
-            let interface = kernel.attach(link, mode)?;
+            let interface = kernel.attach(link, wanted.mode)?;
             kernel.interfaces.push(interface);
         }
         detach_others(&kernel.folder, &links)?;
@@ -121,7 +117,7 @@ impl Kernel {
     }
 
     /// The ABI number, the keys of the flow hash, and no steering of an earlier keeper's sockets.
-    fn prepare(&mut self) -> Result<()> {
+    fn prepare(&mut self, hash_key: Option<HashKey>) -> Result<()> {
         let abi_map = self
             .ebpf
             .map_mut(name::ABI)
@@ -132,7 +128,9 @@ impl Kernel {
             .map_mut(name::HASH_KEYS)
             .ok_or_else(|| anyhow!("the map hash_keys is missing"))?;
         let mut keys = Array::<_, Value<abi::HashKeys>>::try_from(keys)?;
-        if keys.get(&0, 0)?.0.keys == [0; 11] {
+        if let Some(HashKey(wanted)) = hash_key {
+            keys.set(0, Value(abi::HashKeys { keys: wanted }), 0)?;
+        } else if keys.get(&0, 0)?.0.keys == [0; 11] {
             let mut random = [0u8; size_of::<abi::HashKeys>()];
             // SAFETY: the buffer is as long as we say.
             let got = unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), 0) };

@@ -34,7 +34,7 @@ fn datapath_faults(
     let datapath = &config.datapath;
     let missing = capabilities_missing();
     if missing.is_empty() {
-        match obstacles(instance, &datapath.interfaces, tunables) {
+        match obstacles(instance, datapath, tunables) {
             Ok(found) => faults.extend(
                 found
                     .into_iter()

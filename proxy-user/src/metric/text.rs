@@ -30,6 +30,8 @@ pub struct Outside {
     pub endpoint_traffic: Vec<([String; 2], u64, u64)>,
     /// Flows in the kernel's table.
     pub flow_entries: Option<u64>,
+    /// Slots of the kernel's rings that keep an earlier owner.
+    pub slots_shared: Option<u64>,
     /// Sources banned now.
     pub bans: Option<u64>,
     /// Packets dropped for each rule that can ban.
@@ -335,6 +337,10 @@ impl Page<'_> {
         }
         if let Some(flows) = outside.flow_entries {
             self.gauge("flow_entries", "Flows in the kernel's table.", flows)?;
+        }
+        if let Some(slots) = outside.slots_shared {
+            let help = "Slots of rings that keep an endpoint from before a change, for flows that began with it.";
+            self.gauge("datapath_slots_shared", help, slots)?;
         }
         let mut family = self.family(
             "datapath_attached",

@@ -16,6 +16,7 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
             mode: DatapathMode::Off,
             nat: None,
             tunnel: None,
+            hash_key: None,
             at: Origin::Default,
         },
         listeners: (0..listeners).map(listener).collect(),

@@ -300,6 +300,10 @@ impl Session {
             let merged: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
             return self.encrypt_one(&merged);
         }
+        // Room for all at once: grown record by record it would be copied again and again.
+        let records = total / RECORD_BYTES + parts.len();
+        self.outgoing
+            .reserve(total + records * RECORD_OVERHEAD_BYTES);
         parts.iter().try_for_each(|part| self.encrypt_one(part))
     }
 

@@ -162,6 +162,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
             mode: DatapathMode::Off,
             nat: None,
             tunnel: None,
+            hash_key: None,
             at: Origin::Default,
         },
         listeners: Vec::new(),

@@ -5,8 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map, MapData};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
+use proxy_ebpf::abi::{self, name};
 use rig::field::{ATTACKER_V4, L4_V4, WEB_V4};
 use rig::http::KeepAlive;
 use rig::load::Load;
@@ -134,6 +136,98 @@ pub fn maps_of_another_size_are_not_adopted(stage: &mut Stage) -> Result<()> {
         .echo(L4_V4, 7000)
         .context("the old maps still forward")?;
     stage.down()
+}
+
+pub fn pins_of_another_abi_or_hash_key_are_refused_and_those_of_others_stay(
+    stage: &mut Stage,
+) -> Result<()> {
+    const FOLDER: &str = "/sys/fs/bpf/sluice/main";
+    let refused = |why: &str| -> Result<()> {
+        for command in ["check", "run"] {
+            let mut other = rig::sluice::command(&stage.field.edge)?;
+            let done = other.args([command, "-c"]).arg(stage.path()?).output()?;
+            let said = String::from_utf8_lossy(&done.stderr);
+            ensure!(
+                done.status.code() == Some(1)
+                    && said.contains(why)
+                    && said.contains("sluice datapath down"),
+                "{said}"
+            );
+        }
+        stage
+            .echo(L4_V4, 7000)
+            .context("what is pinned still forwards")
+    };
+    let set_abi = |number: u32| -> Result<()> {
+        let map = MapData::from_pin(format!("{FOLDER}/{}", name::ABI))?;
+        Ok(Array::<_, u32>::try_from(Map::Array(map))?.set(0, number, 0)?)
+    };
+    stage.start(CONFIGURATION, &[])?.stop()?;
+    set_abi(abi::ABI + 1)?;
+    refused("holds maps of ABI")?;
+    set_abi(abi::ABI)?;
+    let keyed = "[datapath]\nhash_key = \"another fleet's key\"";
+    stage.write(&CONFIGURATION.replacen("[datapath]", keyed, 1))?;
+    refused("datapath.hash_key is not what")?;
+
+    let theirs = format!("{FOLDER}/theirs");
+    let map = MapData::from_pin(format!("{FOLDER}/{}", name::ABI))?;
+    map.pin(&theirs)?;
+    stage.down()?;
+    let left: Vec<_> = fs::read_dir(FOLDER)?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    ensure!(
+        left == [std::path::Path::new(&theirs)] && MapData::from_pin(&theirs).is_ok(),
+        "{left:?}"
+    );
+    fs::remove_file(&theirs)?;
+    stage.down()?;
+    // The key of a fleet holds from the first start on, and a start with the same key adopts.
+    let sluice = stage.start(&CONFIGURATION.replacen("[datapath]", keyed, 1), &[])?;
+    sluice.stop()?;
+    let sluice = stage.start(&CONFIGURATION.replacen("[datapath]", keyed, 1), &[])?;
+    stage.end(sluice)
+}
+
+pub fn a_start_replaces_the_programs_under_load_and_loses_no_packet(
+    stage: &mut Stage,
+) -> Result<()> {
+    let tcp = "\"203.0.113.20:7000\"";
+    let both = "\"203.0.113.20:7000/tcp\", \"203.0.113.20:7000/udp\"";
+    let text = CONFIGURATION.replacen(tcp, both, 1);
+    let mut sluice = stage.start(&text, &[])?;
+    let program = |sluice: &rig::sluice::Sluice| -> Result<u64> {
+        let status = sluice.json(&["datapath", "status"])?;
+        let id = status.pointer("/interfaces/0/program");
+        id.and_then(serde_json::Value::as_u64)
+            .with_context(|| status.to_string())
+    };
+    let to = socket(L4_V4, 7000)?;
+    let datagrams = Load::datagrams(&stage.field.client, to, 4)?;
+    let streams = Load::streams(&stage.field.client, to, 4)?;
+    for _ in 0..3 {
+        let (before, daemon) = (program(&sluice)?, sluice.daemon()?);
+        datagrams.wait_for(100)?;
+        sluice.keeper().signal(Signal::SIGKILL)?;
+        sluice.keeper().wait(PATIENCE)?;
+        wait::until_true("the daemon to end", Duration::from_secs(5), || {
+            !process::runs(daemon)
+        })?;
+        // What its urings held is released a moment after its end, in the background.
+        wait::until_true("the sockets to be closed", PATIENCE, || {
+            stage.queues(8080).is_ok_and(|queues| queues.is_empty())
+        })?;
+        sluice = stage.start(&text, &[])?;
+        ensure!(program(&sluice)? != before, "the program is the old one");
+        datagrams.wait_for(100)?;
+    }
+    streams.wait_for(100)?;
+    for load in [datagrams, streams] {
+        load.stop()?.expect_no_failure()?;
+    }
+    stage.end(sluice)
 }
 
 pub fn the_keeper_has_the_capabilities_that_it_needs_and_no_other(stage: &mut Stage) -> Result<()> {

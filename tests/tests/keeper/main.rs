@@ -31,6 +31,8 @@ fn main() -> ExitCode {
             a_killed_daemon_leaves_sockets_bans_and_tunables_to_the_next,
             a_killed_keeper_takes_its_daemon_along_and_a_new_one_adopts_the_rest,
             maps_of_another_size_are_not_adopted,
+            pins_of_another_abi_or_hash_key_are_refused_and_those_of_others_stay,
+            a_start_replaces_the_programs_under_load_and_loses_no_packet,
             the_keeper_has_the_capabilities_that_it_needs_and_no_other,
             the_daemon_has_no_terminal_no_file_of_the_keepers_starter_and_no_onlooker,
             a_ban_by_hand_stops_that_source_and_ends_by_itself,

@@ -18,7 +18,7 @@ use proxy_ebpf::maglev::{self, Member};
 use proxy_ebpf::verdict::Verdict;
 use rig::model::Model;
 
-use crate::{mirror, pool};
+use super::{mirror, pool};
 
 /// What XDP programs return (include/uapi/linux/bpf.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -532,7 +532,8 @@ impl Loaded {
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        // Who took the programs away has sent packets of which the model knows nothing.
+        if std::thread::panicking() || self.ebpf.is_none() {
             return;
         }
         self.compare_all();

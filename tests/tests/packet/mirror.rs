@@ -12,8 +12,8 @@ use proxy_ebpf::abi::{
 use proxy_ebpf::verdict::Disposition;
 use rig::model::{Arrival, Entry, Sizes, State};
 
-use crate::loaded::{Action, INGRESS, Loaded, Outcome};
-use crate::pool;
+use super::loaded::{Action, INGRESS, Loaded, Outcome};
+use super::pool;
 
 /// What BPF_PROG_TEST_RUN puts into the first buffer: a page without headroom and without what the kernel keeps at its end.
 const FIRST_BUFFER_BYTES: usize = 4096 - 256 - 320;

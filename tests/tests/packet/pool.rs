@@ -13,7 +13,7 @@ use proxy_ebpf::abi::{
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
 
-use crate::loaded::Value;
+use super::loaded::Value;
 
 /// How many entries maps have; those that are not named here have their default.
 #[derive(Clone, Debug, PartialEq, Eq)]

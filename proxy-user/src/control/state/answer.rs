@@ -131,6 +131,7 @@ impl Control {
                     outside.verdicts = counts.verdicts;
                     outside.listener_traffic = counts.listeners;
                     outside.flow_entries = Some(counts.flows);
+                    outside.slots_shared = Some(counts.slots_shared);
                     outside.rule_drops = counts.rule_drops;
                     let upstreams = self
                         .snapshot

@@ -10,23 +10,25 @@ use aya::programs::links::{FdLink, PinnedLink};
 use proxy_ebpf::abi::{self, name};
 
 use super::{BPFFS, LINK_PREFIX, sizes};
+use crate::config::{Datapath, HashKey};
+use crate::datapath::map::Value;
 use crate::datapath::network::{Link, Network};
 use crate::datapath::pin_folder;
 use crate::tunable::Tunables;
 
-/// Everything that would make `Kernel::up` refuse these interfaces for this instance, each with what to do about it.
+/// Everything that would make `Kernel::up` refuse this section for this instance, each with what to do about it.
 /// Needs the privileges that `Kernel::up` needs.
 ///
 /// # Errors
 /// The interfaces cannot be read.
-pub fn obstacles(instance: &str, names: &[String], tunables: &Tunables) -> Result<Vec<String>> {
+pub fn obstacles(instance: &str, wanted: &Datapath, tunables: &Tunables) -> Result<Vec<String>> {
     let folder = pin_folder(instance);
     let mut network = Network::open().context("open a netlink socket")?;
     let links = network
         .links()
         .context("read the interfaces of this host")?;
     let mut found = Vec::new();
-    for name in names {
+    for name in &wanted.interfaces {
         let refused = match links.iter().find(|link| link.name == *name) {
             Some(link) => refuse_foreign(link, &folder).err(),
             None => Some(no_interface(name, &links)),
@@ -34,6 +36,9 @@ pub fn obstacles(instance: &str, names: &[String], tunables: &Tunables) -> Resul
         found.extend(refused);
     }
     found.extend(check_pins(&folder, &sizes(tunables)).err());
+    if let Some(key) = wanted.hash_key {
+        found.extend(check_hash_key(&folder, key).err());
+    }
     Ok(found.iter().map(|error| format!("{error:#}")).collect())
 }
 
@@ -100,6 +105,25 @@ fn program_owner(id: u32) -> String {
         }
         None => format!("program {id}"),
     }
+}
+
+/// Flows that live would be hashed to other endpoints.
+fn check_hash_key(folder: &Path, wanted: HashKey) -> Result<()> {
+    let pin = folder.join(name::HASH_KEYS);
+    if !pin.exists() {
+        return Ok(());
+    }
+    let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    let map = Array::<_, Value<abi::HashKeys>>::try_from(Map::Array(map))?;
+    let Value(pinned) = map.get(&0, 0)?;
+    if pinned.keys != wanted.0 && pinned.keys != [0; 11] {
+        bail!(
+            "datapath.hash_key is not what {} was made with, and flows would move to other endpoints: \
+             run `sluice datapath down`, which ends its flows and bans, and start again",
+            folder.display()
+        );
+    }
+    Ok(())
 }
 
 /// Pins of another version or other sizes are not adopted.

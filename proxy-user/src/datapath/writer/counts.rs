@@ -23,6 +23,8 @@ pub struct Counts {
     /// By endpoint: packets, bytes.
     pub endpoints: BTreeMap<SocketAddr, (u64, u64)>,
     pub flows: u64,
+    /// Slots of rings that keep their earlier owner, after a change of endpoints, for flows that began with it.
+    pub slots_shared: u64,
     pub rule_drops: Vec<(String, u64)>,
     pub bans: u64,
 }
@@ -35,6 +37,7 @@ impl Writer {
     pub fn counts(&mut self) -> Result<Counts> {
         let mut counts = Counts {
             bans: self.guard.words()[0].load(Relaxed),
+            slots_shared: self.count_shared(),
             ..Counts::default()
         };
         for verdict in Verdict::ALL {

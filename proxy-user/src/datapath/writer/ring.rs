@@ -50,6 +50,18 @@ impl Writer {
         }
     }
 
+    /// How many slots keep their earlier owner for flows that began with it.
+    pub(super) fn count_shared(&self) -> u64 {
+        let slots = self.rings.slots();
+        let shared = self.state.upstreams.values().map(|upstream| {
+            let first = upstream.page as usize * abi::RING_PAGE_SLOTS;
+            let ring = slots.iter().skip(first).take(upstream.slots as usize);
+            ring.filter(|place| Slot(place.load(Relaxed)).previous() != 0)
+                .count() as u64
+        });
+        shared.sum()
+    }
+
     /// Forgets the earlier owner of each slot where nobody has needed it for the idle limit.
     pub(super) fn clean_slots(&self) {
         let now = stamp(coarse_now_ns());

@@ -76,12 +76,15 @@ impl Keeper {
             return Ok(());
         };
         let (before, after) = (&now.config.datapath, &config.datapath);
-        if before.interfaces == after.interfaces && before.mode == after.mode {
+        if before.interfaces == after.interfaces
+            && before.mode == after.mode
+            && before.hash_key == after.hash_key
+        {
             return Ok(());
         }
         Err(vec![
             Diagnostic::error(
-                "the interfaces and the mode of the datapath change only when Sluice starts",
+                "the interfaces, the mode and the hash key of the datapath change only when Sluice starts",
             )
             .at(&after.at)
             .help("restart Sluice: packets of forward listeners are forwarded meanwhile"),
