@@ -474,7 +474,8 @@ pub struct Ban {
 }
 const _: () = assert!(size_of::<Ban>() == 24);
 
-/// Packets and bytes of one counter. Bytes are whole frames, without VLAN tags and without the checksum at their end.
+/// Packets and bytes of one counter. Bytes are counted from the Ethernet header to where the IP packet says that it ends:
+/// without VLAN tags, padding, and the checksum behind them.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {

@@ -128,7 +128,7 @@ impl Model {
         };
         if outcome.is_ok() || matches!(outcome, Err(Verdict::Serve)) {
             self.state
-                .count_listener(listener.id, passage.bytes.len() as u64);
+                .count_listener(listener.id, passage.packet.ip_end as u64);
             self.touched.push(Entry::ListenerTraffic(listener.id));
         }
         outcome

@@ -16,7 +16,7 @@ use proxy_ebpf::packet::{
 };
 use proxy_ebpf::verdict::Verdict;
 
-use crate::ingress::{Arrival, Decision};
+use crate::ingress::{Arrival, Decision, frame_bytes};
 use crate::link::Tags;
 use crate::maps::{
     ENDPOINT_TRAFFIC, ENDPOINTS, HASH_KEYS, INSERTS, MOVED, RINGS, STAMPS, TUNNEL, UPSTREAMS,
@@ -57,7 +57,7 @@ pub fn forward(
         }
         encapsulate(&grow(ctx, room)?, packet, &outer)?;
     }
-    count_traffic(&ENDPOINT_TRAFFIC, id, arrival.bytes);
+    count_traffic(&ENDPOINT_TRAFFIC, id, packet);
     Ok(decision)
 }
 
@@ -242,12 +242,13 @@ pub fn tell_too_big(
         Part::Later => matches!(packet.family, Family::V4),
         _ => false,
     };
-    if silent || arrival.bytes < kept {
+    let bytes = frame_bytes(ctx);
+    if silent || bytes < kept {
         return Err(Verdict::Unsupported);
     }
     let macs = arrival.frame.macs()?;
     // SAFETY: the context is the kernel's; every pointer into the frame is made anew afterwards.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, kept as i32 - arrival.bytes as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, kept as i32 - bytes as i32) } != 0 {
         return Err(Verdict::Unsupported);
     }
     let frame = grow(ctx, too_big_bytes(packet.family))?;

@@ -66,8 +66,6 @@ pub struct Arrival<'a> {
     pub packet: &'a Packet,
     pub ifindex: u32,
     pub tags: Tags,
-    /// Bytes of the whole frame, which may go on behind the first buffer.
-    pub bytes: u64,
 }
 
 /// The way of one packet, whose VLAN tags are off. An early exit leaves every byte as it was.
@@ -105,13 +103,12 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         return Err(judge_by_address(packet).into());
     }
     let listener = find_listener(ports, packet)?;
-    let bytes = whole_bytes(ctx, packet)?;
+    expect_whole(ctx, packet)?;
     let arrival = Arrival {
         frame,
         packet,
         ifindex: ctx.ingress_ifindex() as u32,
         tags,
-        bytes,
     };
 
     if listener.mode == mode::NAT_RETURN {
@@ -151,7 +148,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         }
         _ => return Err(Verdict::NotOurs.into()),
     };
-    count_traffic(&LISTENER_TRAFFIC, listener.id, arrival.bytes);
+    count_traffic(&LISTENER_TRAFFIC, listener.id, packet);
     Ok(decision)
 }
 
@@ -295,14 +292,20 @@ fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static List
     }
 }
 
-/// How long the whole frame is: at least as long as its headers say. The kernel has to be asked, for what stands behind
-/// the first buffer shows in nothing else.
+/// The frame is at least as long as its headers say. The kernel is asked only where it goes on behind the first buffer:
+/// the call would cost every packet as much as looking up a listener.
 #[inline(always)]
-fn whole_bytes(ctx: &XdpContext, packet: &Packet) -> Result<u64, Verdict> {
-    // SAFETY: the context is the one that the kernel gave this program.
-    let bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
-    if (packet.frame_bytes_min as u64) > bytes {
+fn expect_whole(ctx: &XdpContext, packet: &Packet) -> Result<(), Verdict> {
+    let bytes = packet.frame_bytes_min as usize;
+    if bytes > ctx.data_end() - ctx.data() && bytes as u64 > frame_bytes(ctx) {
         return Err(Verdict::Malformed);
     }
-    Ok(bytes)
+    Ok(())
+}
+
+/// The length of the frame with all its buffers.
+#[inline(always)]
+pub fn frame_bytes(ctx: &XdpContext) -> u64 {
+    // SAFETY: the context is the one that the kernel gave this program.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
 }

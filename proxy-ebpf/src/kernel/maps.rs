@@ -10,6 +10,7 @@ use proxy_ebpf::abi::{
     Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
     Traffic, Tunnel, Upstream, size,
 };
+use proxy_ebpf::packet::Packet;
 use proxy_ebpf::verdict::Verdict;
 
 use crate::ingress::Desk;
@@ -127,14 +128,14 @@ pub fn count(counters: &PerCpuArray<u64>, index: u32) {
     }
 }
 
-/// Counts one packet of so many bytes.
+/// Counts one packet, and its bytes.
 #[inline(always)]
-pub fn count_traffic(counters: &PerCpuArray<Traffic>, index: u32, bytes: u64) {
+pub fn count_traffic(counters: &PerCpuArray<Traffic>, index: u32, packet: &Packet) {
     if let Some(counter) = counters.get_ptr_mut(index) {
         // SAFETY: as in `count`.
         unsafe {
             (*counter).packets += 1;
-            (*counter).bytes += bytes;
+            (*counter).bytes += packet.frame_bytes_min as u64;
         }
     }
 }

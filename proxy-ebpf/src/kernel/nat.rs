@@ -69,7 +69,7 @@ pub fn forward(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decisi
         note(flow, packet, Side::Client);
         note_client(flow, arrival, client_mac, edge_mac);
     }
-    count_traffic(&ENDPOINT_TRAFFIC, flow.endpoint, arrival.bytes);
+    count_traffic(&ENDPOINT_TRAFFIC, flow.endpoint, packet);
     Ok(Decision {
         verdict: Verdict::Forward,
         ifindex: endpoint.ifindex,

@@ -38,7 +38,7 @@ impl Model {
             self.note(index, passage, true);
         }
         self.state
-            .count_endpoint(flow.endpoint, passage.bytes.len() as u64);
+            .count_endpoint(flow.endpoint, passage.packet.ip_end as u64);
         self.touched.push(Entry::EndpointTraffic(flow.endpoint));
         let change = Change {
             source: (

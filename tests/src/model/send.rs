@@ -44,7 +44,7 @@ impl Model {
         if let Some(longest) = exceeded(packet, mtu_bytes, room_bytes) {
             return tell_too_big(passage, longest);
         }
-        self.state.count_endpoint(id, passage.bytes.len() as u64);
+        self.state.count_endpoint(id, passage.packet.ip_end as u64);
         self.touched.push(Entry::EndpointTraffic(id));
         Ok(Sent {
             verdict: Verdict::Forward,
