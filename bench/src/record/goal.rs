@@ -34,6 +34,10 @@ const GOALS: &[Goal] = &[
     required("http1-small", "", Peer("envoy"), 0.25),
     wanted("http1-small", "", Peer("haproxy"), 0.65),
     wanted("http1-small", "", Peer("nginx"), 0.65),
+    required("http1-16k", "", Peer("haproxy"), 0.85),
+    required("download", "clear", Peer("haproxy"), 1.0),
+    required("idle", "clear", Nothing, 4096.0),
+    required("idle", "clear", Peer("haproxy"), 0.5),
     required("packet", "ipip-tcp4/1", Floor("floor/tx"), 80.0 / 21.0),
     required("packet", "ipip-tcp4/524288", Own("ipip-tcp4/1"), 1.1),
     required("packet", "gue-tcp4/1", Floor("floor/tx"), 130.0 / 21.0),
@@ -239,7 +243,7 @@ mod tests {
                 .contains("0.70 of haproxy's, required at most 0.75"),
             "{met:?}"
         );
-        assert!(verdicts(&record("http1-16k", &[99.0], &[1.0])).is_empty());
+        assert!(verdicts(&record("http1-connect", &[99.0], &[1.0])).is_empty());
     }
 
     #[test]
