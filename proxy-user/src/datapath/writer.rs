@@ -18,8 +18,9 @@ use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
 use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
 use super::wanted::wanted;
-use super::{Interface, address, coarse_now_ns, ip, port};
+use super::{Interface, address, ip, port};
 use crate::config::{Config, Endpoint, ListenerMode, Upstream, Via};
+use crate::offload::now_ns;
 use crate::tunable::Tunables;
 pub use bans::Ban;
 pub use counts::Counts;
@@ -429,7 +430,7 @@ impl Writer {
 
     /// NAT ports are about to mean something else, so that no flow may be left.
     fn forget_flows(&mut self) -> Result<()> {
-        let now_ns = coarse_now_ns();
+        let now_ns = now_ns();
         let mut old = Vec::new();
         for entry in self.flows.iter() {
             let (Value(key), Value(index)) = entry?;
