@@ -9,7 +9,6 @@ use slab::Slab;
 
 use crate::drain::{Drain, Stop};
 use crate::exchange::{self, Client, Gateway, Next};
-use crate::metric;
 use crate::net::{self, Either, Stream};
 use crate::tls::{HandshakeError, Transport};
 
@@ -198,23 +197,15 @@ impl Bytes {
             transport.tcp().received_bytes(),
             transport.tcp().sent_bytes(),
         );
-        if let Some(metrics) = listener_metrics(gateway, place) {
-            let shard = metrics.of(gateway.worker());
+        let snapshot = gateway.snapshot();
+        let listener = place.listener.get();
+        if let Some(listener) = listener.and_then(|index| snapshot.listeners.get(index)) {
+            let shard = listener.metrics.of(gateway.worker());
             shard.received_bytes.add(received - self.received);
             shard.sent_bytes.add(sent - self.sent);
         }
         *self = Self { received, sent };
     }
-}
-
-/// The counters of the listener at this place.
-pub fn listener_metrics(
-    gateway: &Gateway,
-    place: &Place,
-) -> Option<std::sync::Arc<metric::Listener>> {
-    let snapshot = gateway.snapshot();
-    let listener = snapshot.listeners.get(place.listener.get()?)?;
-    Some(std::sync::Arc::clone(&listener.metrics))
 }
 
 #[cfg(test)]

@@ -102,13 +102,3 @@ fn ip(address: abi::Address) -> IpAddr {
 fn port(port: u16) -> [u8; 2] {
     port.to_be_bytes()
 }
-
-/// CLOCK_MONOTONIC_COARSE in nanoseconds: the clock of bans, flows and rate cells, on both sides.
-pub fn coarse_now_ns() -> u64 {
-    use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
-        (now.tv_sec() as u64)
-            .saturating_mul(1_000_000_000)
-            .saturating_add(now.tv_nsec() as u64)
-    })
-}

@@ -105,7 +105,7 @@ impl Accepting {
             .enter(stream.peer().ip().to_canonical(), place);
         let (this, place) = (Rc::clone(self), Rc::clone(place));
         net::spawn(async move {
-            let metrics = connection::listener_metrics(&this.gateway, &place);
+            let metrics = listener_metrics(&this.gateway, &place);
             let shard = metrics
                 .as_ref()
                 .map(|metrics| metrics.of(this.gateway.worker()));
@@ -117,6 +117,13 @@ impl Accepting {
             connection::serve(&this.gateway, &open, stream).await;
         });
     }
+}
+
+/// The counters of the listener at this place, held as long as a connection is open.
+fn listener_metrics(gateway: &Gateway, place: &Place) -> Option<Arc<crate::metric::Listener>> {
+    let snapshot = gateway.snapshot();
+    let listener = snapshot.listeners.get(place.listener.get()?)?;
+    Some(Arc::clone(&listener.metrics))
 }
 
 /// A connection that is counted as open; also when its task panics.

@@ -60,6 +60,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ),
     );
 
+    if sandbox::interrupted() && !arguments.keep {
+        bail!("interrupted");
+    }
     let faults = report.faults();
     if !faults.is_empty() {
         bail!("not as it should be: {}", faults.join("; "));

@@ -49,7 +49,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say::failed(&format!("{error:#}"));
-            ExitCode::FAILURE
+            // What Ctrl-C cut short neither failed nor passed: 128 + SIGINT, as shells say it.
+            if rig::sandbox::interrupted() {
+                ExitCode::from(130)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

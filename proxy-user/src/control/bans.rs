@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::offences::ban_key;
-use crate::datapath::{Writer, coarse_now_ns};
-use crate::offload::Denied;
+use crate::datapath::Writer;
+use crate::offload::{Denied, now_ns};
 
 /// The name that bans made by hand go by.
 pub const OPERATOR: &str = "operator";
@@ -83,7 +83,7 @@ impl Bans {
             bail!("{source} is no address of a source");
         }
         let duration_ns = duration.min(DURATION_MAX).as_nanos() as u64;
-        let until_ns = coarse_now_ns().saturating_add(duration_ns);
+        let until_ns = now_ns().saturating_add(duration_ns);
         if self
             .table
             .get(&source)
@@ -123,7 +123,7 @@ impl Bans {
     /// # Errors
     /// The system refuses to write the map.
     pub fn sweep(&mut self, datapath: Option<&mut Writer>) -> Result<()> {
-        let now_ns = coarse_now_ns();
+        let now_ns = now_ns();
         // Only then is the kernel's table read, a system call or two for each ban.
         if self.table.values().all(|(until_ns, _)| *until_ns > now_ns) {
             return Ok(());
@@ -149,7 +149,7 @@ impl Bans {
 
     /// Every ban, by address.
     pub fn list(&self, datapath: Option<&Writer>) -> Vec<BanStatus> {
-        let now_ns = coarse_now_ns();
+        let now_ns = now_ns();
         let kernel = datapath.map(|datapath| {
             let bans = datapath.bans().unwrap_or_default().into_iter();
             bans.map(|ban| (ban.source, ban.dropped))
@@ -190,7 +190,7 @@ mod tests {
         let source = IpAddr::from([192, 0, 2, 1]);
         bans.add(None, source, "fair-use", Duration::from_secs(60))?;
         bans.add(None, source, OPERATOR, Duration::from_secs(1))?;
-        assert!(denied.denies(source, coarse_now_ns()));
+        assert!(denied.denies(source, now_ns()));
         let listed = bans.list(None);
         assert_eq!(
             (
@@ -202,7 +202,7 @@ mod tests {
         );
         assert!(listed[0].ends_in_ms > 50_000);
         assert!(bans.remove(None, source)? && !bans.remove(None, source)?);
-        assert!(!denied.denies(source, coarse_now_ns()));
+        assert!(!denied.denies(source, now_ns()));
         assert!(
             bans.add(
                 None,

@@ -18,8 +18,9 @@ use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
 use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
 use super::wanted::wanted;
-use super::{Interface, address, coarse_now_ns, ip, port};
+use super::{Interface, address, ip, port};
 use crate::config::{Config, Endpoint, ListenerMode, Upstream, Via};
+use crate::offload::now_ns;
 use crate::tunable::Tunables;
 pub use bans::Ban;
 pub use counts::Counts;
@@ -432,7 +433,7 @@ impl Writer {
     fn forget_flows(&mut self) -> Result<()> {
         const IN_USE: &str = "datapath.nat cannot change while flows use it: sources may be added at the end and nothing else; \
              to change it all the same, run `sluice datapath down`, which cuts these flows, and start again";
-        let now_ns = coarse_now_ns();
+        let now_ns = now_ns();
         let mut old = Vec::new();
         for entry in self.flows.iter() {
             // More than there is room for: the table changes under the walk, for flows come and go.

@@ -298,7 +298,10 @@ impl Failure {
             Self::Connect(ConnectError::Exhausted) => {
                 Reply::new(503, "no_descriptor").field("retry-after", "1")
             }
-            Self::Connect(ConnectError::Refused) => Reply::new(502, "origin_unreachable"),
+            // Every try was refused before a byte was sent: there is nobody to ask now, as where no endpoint is healthy.
+            Self::Connect(ConnectError::Refused) => {
+                Reply::new(503, "origin_unreachable").field("retry-after", "1")
+            }
             Self::Connect(ConnectError::Late) => Reply::new(504, "origin_connect_timeout"),
             Self::Head(HeadError::Gone | HeadError::CutShort) => Reply::new(502, "origin_closed"),
             Self::Head(HeadError::Late) => Reply::new(504, "origin_head_timeout"),

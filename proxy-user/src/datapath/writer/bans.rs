@@ -10,7 +10,8 @@ use proxy_ebpf::abi;
 use super::entry::{change, is_full};
 use super::{GUARD_FILTER_AT, OPERATOR, Writer};
 use crate::datapath::map::Value;
-use crate::datapath::{Full, address, coarse_now_ns, ip};
+use crate::datapath::{Full, address, ip};
+use crate::offload::now_ns;
 
 /// A source that is refused.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,7 +77,7 @@ impl Writer {
     /// # Errors
     /// The system refuses to read or write.
     pub fn sweep_bans(&mut self) -> Result<()> {
-        let now_ns = coarse_now_ns();
+        let now_ns = now_ns();
         let over: Vec<abi::Address> = self
             .bans
             .iter()

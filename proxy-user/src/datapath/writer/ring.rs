@@ -7,7 +7,7 @@ use std::time::Duration;
 use proxy_ebpf::abi::{self, Slot, stamp};
 
 use super::Writer;
-use crate::datapath::coarse_now_ns;
+use crate::offload::now_ns;
 
 /// Stamps begin again after 65 536; a limit well below that tells old from new.
 pub(super) const IDLE_STAMPS_MAX: u16 = 60_000;
@@ -27,7 +27,7 @@ impl Writer {
         before: Option<abi::Upstream>,
         dead: &BTreeSet<u16>,
     ) {
-        let now = stamp(coarse_now_ns());
+        let now = stamp(now_ns());
         let first = page as usize * abi::RING_PAGE_SLOTS;
         let (slots, stamps) = (self.rings.slots(), self.stamps.stamps());
         for (index, owner) in owners.iter().enumerate() {
@@ -64,7 +64,7 @@ impl Writer {
 
     /// Forgets the earlier owner of each slot where nobody has needed it for the idle limit.
     pub(super) fn clean_slots(&self) {
-        let now = stamp(coarse_now_ns());
+        let now = stamp(now_ns());
         let (slots, stamps) = (self.rings.slots(), self.stamps.stamps());
         for upstream in self.state.upstreams.values() {
             let first = upstream.page as usize * abi::RING_PAGE_SLOTS;

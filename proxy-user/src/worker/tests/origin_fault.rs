@@ -312,11 +312,15 @@ fn an_endpoint_that_refuses_is_left_out_and_any_request_goes_to_the_next() {
 }
 
 #[test]
-fn where_nobody_listens_there_is_a_502_at_once() {
+fn where_nobody_listens_there_is_a_503_at_once() {
     let sluice = Sluice::start(&[Origin::nowhere(), Origin::nowhere()], "");
     let mut client = Client::connect(&sluice);
     for _ in 0..2 {
-        assert_eq!(client.get("/").status, 502);
+        let response = client.get("/");
+        assert_eq!(
+            (response.status, response.value("retry-after")),
+            (503, Some("1"))
+        );
     }
     assert_eq!(sluice.rejected("origin_unreachable"), 2.0);
 }
