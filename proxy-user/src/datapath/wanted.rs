@@ -9,10 +9,6 @@ use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstr
 use crate::config::{Config, Fragments, ListenerMode, PolicyKind, Protocol, Via};
 use crate::tunable::Tunables;
 
-/// A TCP flow that was never answered, or was closed, keeps its port so long: two retransmitted SYNs, or TIME_WAIT's
-/// usual half minute, whichever is shorter.
-const TCP_BRIEF_NS: u64 = 20_000_000_000;
-
 /// What `config` asks of the kernel half. `is_healthy` is asked for each endpoint; `addresses` are those of the
 /// interfaces that XDP is attached to, which a listener on all addresses stands for.
 pub fn wanted(
@@ -158,7 +154,7 @@ fn nat(config: &Config, tunables: &Tunables) -> Option<WantedNat> {
         port_first: nat.ports.0,
         port_last: nat.ports.1,
         tcp_idle_ns,
-        tcp_brief_ns: TCP_BRIEF_NS.min(tcp_idle_ns),
+        tcp_brief_ns: ns(tunables.flow.tcp_brief_timeout).min(tcp_idle_ns),
         udp_idle_ns: ns(tunables.flow.udp_idle_timeout),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Config, Diagnostic};
+use crate::config::{Config, Diagnostic, Nat};
 use crate::control::configuration::has_datapath;
 use crate::datapath::{capabilities_missing, network::Network, obstacles};
 use crate::net;
@@ -60,7 +60,43 @@ fn datapath_faults(
                     .help("unless it is routed to this host, no reply of an endpoint will find its way back"),
             );
         }
+        let is_own = nat.source.iter().any(|source| !absent(&source));
+        let setting = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}"));
+        if let (true, Ok(range), Ok(reserved)) = (
+            is_own,
+            setting("ip_local_port_range"),
+            setting("ip_local_reserved_ports"),
+        ) {
+            faults.extend(shared_ports(nat, &range, &reserved));
+        }
     }
+}
+
+/// Linux takes ports for its own connections from `range` ("32768 60999") without those of `reserved` ("8080,9000-9100"):
+/// from a NAT source to an endpoint that would be two flows with one tuple.
+fn shared_ports(nat: &Nat, range: &str, reserved: &str) -> Option<Diagnostic> {
+    let span = |text: &str, between: char| -> Option<(u16, u16)> {
+        let (first, last) = text.split_once(between).unwrap_or((text, text));
+        Some((first.trim().parse().ok()?, last.trim().parse().ok()?))
+    };
+    let (first, last) = span(range.trim(), '\t')?;
+    let (first, last) = (first.max(nat.ports.0), last.min(nat.ports.1));
+    let kept: Vec<_> = reserved
+        .trim()
+        .split(',')
+        .filter_map(|part| span(part, '-'))
+        .collect();
+    let is_kept = |port: u16| kept.iter().any(|(from, to)| (*from..=*to).contains(&port));
+    (first..=last).any(|port| !is_kept(port)).then(|| {
+        Diagnostic::warning(format!(
+            "Linux takes ports {first}-{last} for its own connections, and `nat` does so too"
+        ))
+        .at(&nat.at)
+        .help(format!(
+            "keep them apart: sysctl -w net.ipv4.ip_local_reserved_ports={}-{}",
+            nat.ports.0, nat.ports.1
+        ))
+    })
 }
 
 fn few_descriptors(tunables: &Tunables) -> Option<Diagnostic> {
@@ -107,5 +143,21 @@ mod tests {
         assert!(old_kernel("6.0.19").is_some());
         assert!(old_kernel("6.1.0-18-amd64").is_none());
         assert!(old_kernel("7.0").is_none());
+    }
+
+    #[test]
+    fn ports_that_linux_takes_too_are_told_unless_they_are_reserved() {
+        let nat = Nat {
+            source: vec![IpAddr::from([10, 0, 0, 1])],
+            ports: (20_000, 40_000),
+            at: crate::config::Origin::Default,
+        };
+        let told = |range, reserved| shared_ports(&nat, range, reserved).map(|fault| fault.message);
+        let message = told("32768\t60999\n", "\n").unwrap_or_default();
+        assert!(message.contains("32768-40000"), "{message}");
+        assert!(told("32768\t60999\n", "8080,20000-39999\n").is_some());
+        assert_eq!(told("32768\t60999\n", "8080,20000-40000\n"), None);
+        assert_eq!(told("40001\t60999\n", "\n"), None);
+        assert_eq!(told("1024\t19999\n", "\n"), None);
     }
 }

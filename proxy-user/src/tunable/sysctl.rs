@@ -256,7 +256,7 @@ mod tests {
         let answer = ask(&["flow"], Form::Names);
         assert_eq!(
             answer.text,
-            "flow.tcp_idle_timeout\nflow.udp_idle_timeout\n"
+            "flow.tcp_brief_timeout\nflow.tcp_idle_timeout\nflow.udp_idle_timeout\n"
         );
         assert_eq!(ask(&["flow.*"], Form::Names), answer);
     }
