@@ -12,7 +12,7 @@ pub use nat::{Nat, NatFlow, flow_state};
 pub use ring::{RING_PAGE_SLOTS, RingPage, Slot, StampPage, stamp};
 
 /// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
 pub mod name {
@@ -211,7 +211,7 @@ pub mod protocol {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub struct Ports {
-    /// Ports of listeners.
+    /// Ports of listeners. The bit of port 0: some listener has all ports of its address, and its key port 0.
     pub listener: [u64; 1024],
     /// Ports that NAT may allocate.
     pub nat: [u64; 1024],
@@ -370,6 +370,9 @@ pub struct FragmentPorts {
 }
 const _: () = assert!(size_of::<FragmentPorts>() == 8);
 
+/// The `ifindex` of an endpoint that is this host itself.
+pub const LOCAL: u32 = u32::MAX;
+
 /// An endpoint as the kernel half sees it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -382,7 +385,7 @@ pub struct Endpoint {
     pub source_mac: [u8; 6],
     /// The VLAN it is reached in (network order); 0 = untagged.
     pub vlan: [u8; 2],
-    /// The interface it is reached through; 0 while the neighbour is not resolved.
+    /// The interface it is reached through; 0 while the neighbour is not resolved, `LOCAL` for an address of this host.
     pub ifindex: u32,
     /// Longest IP packet that may leave for it encapsulated, outer headers included; 0 = not known.
     pub mtu_bytes: u16,

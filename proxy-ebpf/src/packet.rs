@@ -281,6 +281,24 @@ impl Packet {
         }
         self.tcp_flags & DECISIVE == tcp_flag::SYN
     }
+
+    /// Whether a UDP packet opens a QUIC connection: an Initial of version 1 or 2 (RFC 9000 section 17.2.2, RFC 9369
+    /// section 3.2). Read from its long header alone: the form and type bits, and the version.
+    #[inline(always)]
+    pub fn is_quic_initial(&self, frame: &Frame) -> bool {
+        const END: usize = 13;
+        let Ok(datagram) = frame.header::<END>(self.transport_offset) else {
+            return false;
+        };
+        let (first, version) = (
+            datagram.load::<u8, 8>(),
+            u32::from_be(datagram.load::<u32, 9>()),
+        );
+        self.protocol == protocol::UDP
+            && self.opens_flow()
+            && self.transport_offset + END <= self.frame_bytes_min as usize
+            && matches!((version, first & 0xf0), (1, 0xc0) | (0x6b33_43cf, 0xd0))
+    }
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub enum Verdict {
     TooBig = 13,
     /// A fragment, and its listener's rule refuses them: dropped, because the operator asked for it.
     FragmentRefused = 14,
+    /// The endpoint is this host itself: untouched, to Linux, which has the listener's address too.
+    Local = 15,
 }
 
 /// What the driver is told to do with the packet.
@@ -49,7 +51,7 @@ pub enum Disposition {
 
 impl Verdict {
     /// How many verdicts there are: the length of the counter array.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 16;
 
     /// All of them, in the order of their counters.
     pub const ALL: [Self; Self::COUNT] = [
@@ -68,6 +70,7 @@ impl Verdict {
         Self::Inconsistent,
         Self::TooBig,
         Self::FragmentRefused,
+        Self::Local,
     ];
 
     /// The name in metrics, `--json` and logs.
@@ -88,6 +91,7 @@ impl Verdict {
             Self::Inconsistent => "inconsistent",
             Self::TooBig => "too_big",
             Self::FragmentRefused => "fragment_refused",
+            Self::Local => "local",
         }
     }
 

@@ -149,10 +149,15 @@ pub enum Protocol {
     Udp,
 }
 
-/// One address of a listener.
+/// One address of a listener, or many: of a prefix, with several ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenAddress {
+    /// The address, or the first of a prefix; and the port, or the first of several, or 0 for all.
     pub socket: SocketAddr,
+    /// How many leading bits all its addresses have in common: 32 or 128 where it is a single one.
+    pub prefix_bits: u8,
+    /// The last of its ports; 0 for all.
+    pub port_last: u16,
     pub protocol: Protocol,
 }
 
@@ -166,6 +171,8 @@ pub enum ListenerMode {
         upstream: usize,
         via: Via,
         fragments: Fragments,
+        udp: UdpFlows,
+        all_down: AllDown,
     },
 }
 
@@ -190,6 +197,24 @@ pub enum Fragments {
     /// To Linux.
     Pass,
     Drop,
+}
+
+/// Where UDP flows belong whose slot got another endpoint: UDP has no first packet that would tell old from new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpFlows {
+    /// With the endpoint that the slot had before.
+    Stay,
+    /// With the new one, at once.
+    Move,
+}
+
+/// What becomes of packets when no endpoint is healthy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AllDown {
+    /// They go to Linux, which refuses them.
+    Refuse,
+    /// They go where they would go if all endpoints were healthy: whoever asks may be the one who is ill.
+    LastKnown,
 }
 
 impl Via {
@@ -412,7 +437,75 @@ impl fmt::Display for ListenAddress {
             Protocol::Tcp => "tcp",
             Protocol::Udp => "udp",
         };
-        write!(f, "{}/{protocol}", self.socket)
+        let (ip, port) = (self.socket.ip(), self.socket.port());
+        match ip {
+            IpAddr::V4(ip) => write!(f, "{ip}")?,
+            IpAddr::V6(ip) => write!(f, "[{ip}]")?,
+        }
+        if self.prefix_bits < self.bits() {
+            write!(f, "/{}", self.prefix_bits)?;
+        }
+        match self.port_last {
+            0 => write!(f, ":*/{protocol}"),
+            last if last == port => write!(f, ":{port}/{protocol}"),
+            last => write!(f, ":{port}-{last}/{protocol}"),
+        }
+    }
+}
+
+impl ListenAddress {
+    fn bits(&self) -> u8 {
+        if self.socket.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// It is one address and one port: what a socket can be bound to.
+    pub fn is_single(&self) -> bool {
+        self.prefix_bits == self.bits()
+            && self.port_last == self.socket.port()
+            && self.port_last > 0
+    }
+
+    /// Its ports, one by one; 0 alone stands for all.
+    pub fn ports(&self) -> std::ops::RangeInclusive<u16> {
+        self.socket.port()..=self.port_last
+    }
+
+    /// Whether a port is one of its.
+    pub fn has_port(&self, port: u16) -> bool {
+        self.port_last == 0 || self.ports().contains(&port)
+    }
+
+    /// Whether an address is one of its.
+    pub fn has_ip(&self, ip: IpAddr) -> bool {
+        let shift = u32::from(self.bits() - self.prefix_bits);
+        let prefix = |number: u128| number.checked_shr(shift).unwrap_or(0);
+        ip.is_ipv4() == self.socket.is_ipv4()
+            && prefix(number(ip)) == prefix(number(self.socket.ip()))
+    }
+
+    /// How many addresses with how many ports it stands for: entries of the kernel half's.
+    pub fn entries(&self) -> u128 {
+        let addresses = 1_u128.checked_shl(u32::from(self.bits() - self.prefix_bits));
+        let ports = u128::from(self.port_last - self.socket.port()) + 1;
+        addresses.unwrap_or(u128::MAX).saturating_mul(ports)
+    }
+
+    /// Its addresses, one by one.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        let (first, ip) = (number(self.socket.ip()), self.socket.ip());
+        let count = self.entries() / (u128::from(self.port_last - self.socket.port()) + 1);
+        (first..first.saturating_add(count)).map(move |number| match ip {
+            IpAddr::V4(_) => IpAddr::from((number as u32).to_be_bytes()),
+            IpAddr::V6(_) => IpAddr::from(number.to_be_bytes()),
+        })
+    }
+}
+
+/// An address as a number.
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u128::from(u32::from(ip)),
+        IpAddr::V6(ip) => u128::from(ip),
     }
 }
 

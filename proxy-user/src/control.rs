@@ -163,6 +163,7 @@ async fn serve(
             said = keeper.recv() => match said {
                 Some((ToDaemon::Apply(apply), sockets)) => control.apply(*apply, sockets)?,
                 Some((ToDaemon::NotApplied(diagnostics), _)) => control.not_applied(diagnostics),
+                Some((ToDaemon::Attached(interfaces), _)) => control.attached(interfaces),
                 Some((ToDaemon::Drain, _)) => control.drain(),
                 Some((ToDaemon::Stop, _)) => control.stop(),
                 // The keeper is gone, and with it whoever would look after us.

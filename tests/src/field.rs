@@ -68,7 +68,6 @@ impl Field {
     pub fn build() -> Result<Self> {
         let edge = Namespace::create("edge")?;
         let client = Namespace::create("client")?;
-        let mut passes = Vec::new();
         for settings in ["ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter"] {
             edge.set(settings, "0")?;
         }
@@ -76,7 +75,7 @@ impl Field {
             edge.ip(&format!("address add {address} dev lo nodad"))?;
         }
 
-        join(&edge, "client0", &client, &mut passes)?;
+        let mut passes = vec![join(&edge, "client0", &client)?];
         edge.ip("address add 10.77.0.1/24 dev client0
              address add fd77::1/64 dev client0 nodad
              route add fd77:0:0:66::/64 dev client0")?;
@@ -92,20 +91,7 @@ impl Field {
         let mut origins = Vec::new();
         for number in 1..=ORIGINS {
             let origin = Namespace::create(&format!("origin{number}"))?;
-            let interface = format!("origin{number}");
-            join(&edge, &interface, &origin, &mut passes)?;
-            edge.ip(&format!(
-                "address add 10.77.{number}.1/24 dev {interface}
-                 address add fd77:{number}::1/64 dev {interface} nodad"
-            ))?;
-            origin.ip(&format!(
-                "address add {}/24 dev eth0
-                 address add {}/64 dev eth0 nodad
-                 route add default via 10.77.{number}.1
-                 route add default via fd77:{number}::1",
-                origin_v4(number),
-                origin_v6(number)
-            ))?;
+            passes.push(join_origin(&edge, &origin, number)?);
             origins.push(origin);
         }
         Ok(Self {
@@ -116,14 +102,40 @@ impl Field {
         })
     }
 
+    /// Joins an origin to the edge again, after its veth pair was deleted. Counts from 1.
+    pub fn rejoin(&mut self, number: usize) -> Result<()> {
+        let origin = &self.origins[number - 1];
+        self.passes[number] = join_origin(&self.edge, origin, number)?;
+        Ok(())
+    }
+
     /// Takes the programs off the origins' ends: somebody has others for them.
     pub fn clear_origins(&mut self) {
         self.passes.truncate(1);
     }
 }
 
+/// The link between the edge and an origin, with its addresses and routes.
+fn join_origin(edge: &Namespace, origin: &Namespace, number: usize) -> Result<Pass> {
+    let interface = format!("origin{number}");
+    let pass = join(edge, &interface, origin)?;
+    edge.ip(&format!(
+        "address add 10.77.{number}.1/24 dev {interface}
+         address add fd77:{number}::1/64 dev {interface} nodad"
+    ))?;
+    origin.ip(&format!(
+        "address add {}/24 dev eth0
+         address add {}/64 dev eth0 nodad
+         route add default via 10.77.{number}.1
+         route add default via fd77:{number}::1",
+        origin_v4(number),
+        origin_v6(number)
+    ))?;
+    Ok(pass)
+}
+
 /// A veth pair from `interface` of the edge to `eth0` of `far`, ready to be sent into by XDP.
-fn join(edge: &Namespace, interface: &str, far: &Namespace, passes: &mut Vec<Pass>) -> Result<()> {
+fn join(edge: &Namespace, interface: &str, far: &Namespace) -> Result<Pass> {
     // Two queues each way, as a small NIC has; XDP wants no fewer receive queues than the peer has to send.
     edge.ip(&format!(
         "link add {interface} numrxqueues 2 numtxqueues 2 type veth peer name eth0 numrxqueues 2 numtxqueues 2 netns {}",
@@ -137,6 +149,5 @@ fn join(edge: &Namespace, interface: &str, far: &Namespace, passes: &mut Vec<Pas
         // A packet that is rewritten on its way must have its whole checksum: nobody after us completes a partial one.
         end.run(&["ethtool", "-K", name, "tx", "off"])?;
     }
-    passes.push(Pass::attach(far, "eth0")?);
-    Ok(())
+    Pass::attach(far, "eth0")
 }

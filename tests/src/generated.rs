@@ -130,6 +130,13 @@ fn plain(from: IpAddr, to: IpAddr, ports: (u16, u16), dice: &mut Dice) -> Frame 
         _ => dice.below(80),
     };
     frame.payload = dice.bytes(length);
+    if dice.once_in(4) {
+        // What an Initial of QUIC begins with, and what only looks like it.
+        let first = dice.one(&[0xc0, 0xcf, 0xd0, 0xe0, 0x40]);
+        let version = dice.one(&[1_u32, 0x6b33_43cf, 2]);
+        frame.payload.splice(..0, version.to_be_bytes());
+        frame.payload.insert(0, first);
+    }
     if dice.once_in(3) {
         frame.class = dice.word() as u8;
     }

@@ -173,11 +173,16 @@ impl Model {
         {
             return Some(listener);
         }
-        if !self.state.is_nat_port(port) {
-            return None;
+        let at = |protocol| self.state.listeners.get(&(packet.destination, 0, protocol));
+        if self.state.is_nat_port(port)
+            && let Some(address) = at(0)
+            && address.mode == mode::NAT_RETURN
+        {
+            return Some(*address);
         }
-        let address = self.state.listeners.get(&(packet.destination, 0, 0))?;
-        (address.mode == mode::NAT_RETURN).then_some(*address)
+        // Port 0 among the ports: somebody has all ports of an address.
+        let open = self.state.is_listener_port(0);
+        at(packet.protocol).filter(|_| open).copied()
     }
 
     /// A ban counts for listeners only, and until its end.

@@ -26,6 +26,11 @@ name    = "echo"
 address = ["203.0.113.20:7000/tcp", "203.0.113.20:7000/udp", "[2001:db8::20]:7000/tcp", "[2001:db8::20]:7000/udp"]
 forward = { upstream = "echo", via = "nat" }
 
+[[listener]]
+name    = "many"
+address = ["203.0.113.64/30:7100-7101", "203.0.113.80:*", "[2001:db8::80]:*/udp", "[2001:db8::90]/126:7100/udp"]
+forward = { upstream = "echo", via = "nat" }
+
 [[upstream]]
 name      = "echo"
 endpoints = [
@@ -40,9 +45,11 @@ fn main() -> ExitCode {
         World::last_words,
         tests![
             tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances,
+            prefixes_and_several_ports_are_forwarded_as_one_address_is,
             every_daemon_thread_has_no_capability,
             a_daemon_killed_under_load_loses_no_forwarded_packet,
             a_terminated_keeper_leaves_forwarding_on_and_a_new_one_adopts_it,
+            an_interface_that_went_and_came_back_is_attached_again,
         ],
     )
 }
@@ -75,6 +82,24 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
         "{account:?}"
     );
     Ok(())
+}
+
+fn prefixes_and_several_ports_are_forwarded_as_one_address_is(world: &mut World) -> Result<()> {
+    let mut tally = Tally::default();
+    world.field.client.inside(|| {
+        for to in [
+            "203.0.113.64:7100",
+            "203.0.113.67:7101",
+            "203.0.113.80:1",
+            "203.0.113.80:65535",
+        ] {
+            tally.count(to.parse().context(to).and_then(|to| tcp_echo(to, 5000, 7)));
+        }
+        for to in ["[2001:db8::80]:53", "[2001:db8::93]:7100"] {
+            tally.count(to.parse().context(to).and_then(|to| udp_echo(to, b"hello")));
+        }
+    });
+    tally.expect_no_failure()
 }
 
 fn every_daemon_thread_has_no_capability(world: &mut World) -> Result<()> {
@@ -165,4 +190,37 @@ fn a_terminated_keeper_leaves_forwarding_on_and_a_new_one_adopts_it(
         rig::sluice::Sluice::start(&world.field.edge, &world.folder.join("sluice.toml"))?;
     load.wait_for(200)?;
     load.stop()?.expect_no_failure()
+}
+
+fn an_interface_that_went_and_came_back_is_attached_again(world: &mut World) -> Result<()> {
+    let to = socket(L4_V4, ECHO_PORT)?;
+    let lost = |world: &World| {
+        let status = world.sluice.status().unwrap_or_default();
+        status.pointer("/datapath/lost").cloned()
+    };
+    world.field.edge.ip("link del origin1")?;
+    wait::until_true("the daemon to notice", Duration::from_secs(10), || {
+        lost(world) == Some(serde_json::json!(["origin1"]))
+    })?;
+    // The other origins have its flows meanwhile.
+    wait::until_true("the others to serve", Duration::from_secs(10), || {
+        let echo = |seed| world.field.client.inside(|| tcp_echo(to, 100, seed));
+        (0..20).all(|seed| echo(seed).is_ok_and(|(name, _)| name != "origin1"))
+    })?;
+    world.field.rejoin(1)?;
+    wait::until_true(
+        "the kernel half to be back",
+        Duration::from_secs(10),
+        || lost(world) == Some(serde_json::json!([])),
+    )?;
+    wait::until_true("the origin to serve again", Duration::from_secs(20), || {
+        let echo = |seed| world.field.client.inside(|| tcp_echo(to, 5000, seed));
+        (0..20).any(|seed| echo(seed).is_ok_and(|(name, _)| name == "origin1"))
+    })?;
+    ensure!(
+        world.sluice.log().contains("XDP attached again"),
+        "{}",
+        world.sluice.log()
+    );
+    Ok(())
 }

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use proxy_ebpf::object;
 use rig::client::{Tally, exchange_datagram, split_echo, tcp_echo, udp_echo, udp_socket};
-use rig::field::{Field, L4_V4, L4_V6};
+use rig::field::{Field, L4_V4, L4_V6, NAT_V4, at};
 use rig::ledger::Ledger;
 use rig::load::Load;
 use rig::namespace::Namespace;
-use rig::origin::ECHO_PORT;
+use rig::origin::{ECHO_PORT, Origin};
 use rig::return_path::{ReturnPath, faults};
 use rig::sluice::Sluice;
 use rig::world::{World, socket};
@@ -74,6 +74,7 @@ fn main() -> ExitCode {
             an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
             an_endpoint_behind_a_gateway_is_refused_for_direct,
             the_generic_mode_does_the_same,
+            an_endpoint_that_is_this_host_itself_is_left_to_its_linux,
         ],
     )
 }
@@ -398,4 +399,37 @@ fn the_generic_mode_does_the_same(stage: &mut Stage) -> Result<()> {
     traffic_by_every_form(stage)?;
     what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on(stage)?;
     fragments_follow_or_pass_or_are_dropped_by_the_listeners_word(stage)
+}
+
+/// The last one: from then on somebody listens on the edge, whose Linux refused before.
+fn an_endpoint_that_is_this_host_itself_is_left_to_its_linux(stage: &mut Stage) -> Result<()> {
+    let (world, field) = (&stage.world, &stage.world.field);
+    let _origin = Origin::start(&field.edge)?;
+    let here = at(NAT_V4, ECHO_PORT);
+    let endpoints = [here.as_str(), MIXED[2]];
+    let Err(said) = stage.reload("nat", &[endpoints[0], BOTH[5]]) else {
+        anyhow::bail!("an endpoint on this host was taken via nat");
+    };
+    let said = format!("{said:#}");
+    ensure!(said.contains("is this host itself"), "{said}");
+    for via in AS_IT_IS {
+        stage.reload(via, &endpoints)?;
+        let ledger = Ledger::open(field, &world.sluice)?;
+        let mut names = BTreeMap::<String, u32>::new();
+        for address in [L4_V4, L4_V6] {
+            let to = socket(address, ECHO_PORT)?;
+            for seed in 0..20 {
+                let (name, _) = field.client.inside(|| tcp_echo(to, 5000, seed))?;
+                *names.entry(name).or_default() += 1;
+            }
+        }
+        ensure!(
+            names.len() == 2 && names.contains_key("edge"),
+            "via {via}: {names:?}"
+        );
+        let account = ledger.close(field, &world.sluice)?;
+        let local = account.verdicts.get("local").copied().unwrap_or(0);
+        ensure!(local > 40, "via {via}: {account:?}");
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::{Record, verdicts};
-use crate::report::{Report, shown};
+use crate::report::{Report, Row, shown};
 
 const BEGIN: &str =
     "<!-- The figures are made by `cargo xtask bench --readme` from the newest record. -->";
@@ -102,16 +102,17 @@ fn requests(record: &Record, text: &mut String) {
     text.push('\n');
 }
 
+/// One flow and many, of TCP over IPv4: what UDP, IPv6 and some flows cost stands in the record.
 fn packets(record: &Record, text: &mut String) {
     let Some(report) = record.report("packet") else {
         return;
     };
     let _ = writeln!(text, "| packet | ns, raw |\n|---|---|");
-    for row in report
-        .rows
-        .iter()
-        .filter(|row| row.metric == "ns_per_packet")
-    {
+    let is_shown = |row: &&Row| {
+        let beside = ["-udp", "-tcp6", "/4096"].iter();
+        row.metric == "ns_per_packet" && !beside.into_iter().any(|part| row.case.contains(part))
+    };
+    for row in report.rows.iter().filter(is_shown) {
         let _ = writeln!(text, "| {} | {} |", row.case, shown(row.median));
     }
     text.push('\n');

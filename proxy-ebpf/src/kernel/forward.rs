@@ -6,8 +6,8 @@
 use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{
-    Address, Endpoint, FlowKey, INSERTS_PER_SECOND, Listener, RING_PAGE_SLOTS, Slot, mode, option,
-    protocol, stamp,
+    Address, Endpoint, FlowKey, INSERTS_PER_SECOND, LOCAL, Listener, RING_PAGE_SLOTS, Slot, mode,
+    option, protocol, stamp,
 };
 use proxy_ebpf::maglev;
 use proxy_ebpf::packet::{
@@ -35,7 +35,7 @@ pub fn forward(
     let packet = arrival.packet;
     let key = packet.flow_key();
     let place = Place::of(&key, listener.target)?;
-    let id = place.endpoint(&key, packet, listener.options)?;
+    let id = place.endpoint(&key, arrival, listener.options)?;
     let endpoint = reach(id)?;
     let decision = Decision {
         verdict: Verdict::Forward,
@@ -93,7 +93,7 @@ impl Place {
 
     /// The endpoint id of a flow: the owner of its slot, or who had it before when the flow began.
     #[inline(always)]
-    fn endpoint(&self, key: &FlowKey, packet: &Packet, options: u32) -> Result<u32, Verdict> {
+    fn endpoint(&self, key: &FlowKey, arrival: &Arrival, options: u32) -> Result<u32, Verdict> {
         let (owner, previous) = (self.slot.owner() as u32, self.slot.previous() as u32);
         if owner == 0 {
             return Err(Verdict::NoEndpoint);
@@ -101,7 +101,7 @@ impl Place {
         if previous == 0 {
             return Ok(owner);
         }
-        let id = settle(key, packet, options, owner, previous);
+        let id = settle(key, arrival, options, owner, previous);
         if id != owner {
             self.stamp();
         }
@@ -131,7 +131,8 @@ impl Place {
 /// Where a flow of a slot belongs that is not clean: where it is remembered to be; to the owner and remembered, when it
 /// begins now; else to the previous owner, where it has been all along or nobody can tell.
 #[inline(always)]
-fn settle(key: &FlowKey, packet: &Packet, options: u32, owner: u32, previous: u32) -> u32 {
+fn settle(key: &FlowKey, arrival: &Arrival, options: u32, owner: u32, previous: u32) -> u32 {
+    let packet = arrival.packet;
     let udp = packet.protocol == protocol::UDP;
     if udp && options & option::UDP_MOVE != 0 {
         return owner;
@@ -140,7 +141,11 @@ fn settle(key: &FlowKey, packet: &Packet, options: u32, owner: u32, previous: u3
     if let Some(id) = unsafe { MOVED.get(key) } {
         return *id as u32;
     }
-    if !udp && packet.opens_flow() && remember(key, owner) {
+    let begins = match udp {
+        true => packet.is_quic_initial(&arrival.frame),
+        false => packet.opens_flow(),
+    };
+    if begins && remember(key, owner) {
         return owner;
     }
     previous
@@ -173,6 +178,9 @@ pub fn reach(id: u32) -> Result<&'static Endpoint, Verdict> {
     let endpoint = ENDPOINTS.get(id).ok_or(Verdict::Inconsistent)?;
     if endpoint.ifindex == 0 {
         return Err(Verdict::NoNeighbour);
+    }
+    if endpoint.ifindex == LOCAL {
+        return Err(Verdict::Local);
     }
     Ok(endpoint)
 }

@@ -171,7 +171,13 @@ fn read_rare(frame: Frame, ports: &Ports, packet: &mut Packet) -> Result<(), Ver
 #[inline(always)]
 const fn is_wanted(ports: &Ports, port: [u8; 2]) -> bool {
     let (word, bit) = place(port);
-    (ports.listener[word] | ports.nat[word]) & bit != 0
+    (ports.listener[word] | ports.nat[word]) & bit != 0 || has_open_address(ports)
+}
+
+/// Whether some listener has all ports of its address.
+#[inline(always)]
+const fn has_open_address(ports: &Ports) -> bool {
+    ports.listener[0] & 1 != 0
 }
 
 /// Writes a packet anew that can go on.
@@ -257,7 +263,8 @@ const fn place(port: [u8; 2]) -> (usize, u64) {
     ((port / 64) as usize, 1 << (port % 64))
 }
 
-/// The listener that a packet is for, or the NAT source that it comes back to. An error is for whom an answer to
+/// The listener that a packet is for, or the NAT source that it comes back to: by its port first, then one that has all ports
+/// of its address. An error is for whom an answer to
 /// the packet that it quotes would be for.
 #[inline(always)]
 fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Verdict> {
@@ -272,6 +279,11 @@ fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Ve
         && source.mode == mode::NAT_RETURN
     {
         return Ok(source);
+    }
+    if has_open_address(ports)
+        && let Some(listener) = look_up(packet, [0; 2], packet.protocol)
+    {
+        return Ok(listener);
     }
     Err(Verdict::NotOurs)
 }

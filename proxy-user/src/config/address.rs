@@ -1,11 +1,14 @@
-//! Addresses as operators write them: `0.0.0.0:8080`, `[::]:443`, `203.0.113.53:53/udp`.
+//! Addresses as operators write them: `0.0.0.0:8080`, `[::]:443`, `203.0.113.53:53/udp`, `203.0.113.0/28:8000-8015`, `203.0.113.1:*`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{ListenAddress, Protocol};
 use crate::tunable::unit::shown;
 
-/// Parse `IP:PORT[/tcp|/udp]`. Prefixes, port ranges and `*` are promised, and said to be not there yet.
+/// Addresses and ports that one may stand for: each is an entry of the kernel half's, so that looking one up costs the same.
+const ENTRIES_MAX: u128 = 4096;
+
+/// Parse `IP[/PREFIX]:PORT[-PORT][/tcp|/udp]`, with `*` for every port.
 ///
 /// # Errors
 /// A sentence that says what is wrong and how it is written.
@@ -13,7 +16,7 @@ pub fn parse_listen_address(text: &str) -> Result<ListenAddress, String> {
     let (address, protocol) = match text.rsplit_once('/') {
         Some((address, "tcp")) => (address, Protocol::Tcp),
         Some((address, "udp")) => (address, Protocol::Udp),
-        Some((_, word)) if !word.contains(':') => {
+        Some((_, word)) if !word.contains(':') && !is_number(word) => {
             return Err(format!(
                 "`{}` is no protocol: write 203.0.113.53:53/udp or .../tcp",
                 shown(word)
@@ -21,28 +24,84 @@ pub fn parse_listen_address(text: &str) -> Result<ListenAddress, String> {
         }
         _ => (text, Protocol::Tcp),
     };
-    if let Some((ip, _)) = address.rsplit_once(':')
-        && ip.contains('/')
+    let wrong = |why: String| Err(format!("`{}` {why}", shown(text)));
+    let (host, ports) = address.rsplit_once(':').unwrap_or((address, ""));
+    let (ip, prefix) = match host.split_once('/') {
+        Some((ip, bits)) => (ip, Some(bits)),
+        None => (host, None),
+    };
+    let (first, last) = match ports.split_once('-') {
+        Some((first, last)) if is_number(first) => (first, Some(last)),
+        _ => (ports, None),
+    };
+    let all_ports = ports == "*" && ip_of(ip).is_some();
+    // What is wrong with a single address and port is told as of any, and shown as it is written.
+    let plain = match (prefix, last) {
+        (None, None) if !all_ports => address.to_owned(),
+        _ if ports.is_empty() => ip.to_owned(),
+        _ => format!("{ip}:{}", if all_ports { "1" } else { first }),
+    };
+    let mut socket = socket(&plain, "0.0.0.0:8080 or [::]:8080")?;
+    let port_last = match last {
+        _ if all_ports => 0,
+        None => socket.port(),
+        Some(last) => match last.parse() {
+            Ok(last) if last >= socket.port() => last,
+            _ => return wrong("has a last port that is no number from the first to 65535".into()),
+        },
+    };
+    if all_ports {
+        socket.set_port(0);
+    }
+    let bits = if socket.is_ipv4() { 32 } else { 128 };
+    let prefix_bits = match prefix.map(|prefix| (prefix, prefix.parse::<u8>())) {
+        None => bits,
+        Some((_, Ok(prefix))) if prefix <= bits => prefix,
+        Some((prefix, _)) => {
+            let prefix = shown(prefix);
+            return wrong(format!(
+                "has a prefix of `{prefix}` bits: 0 to {bits} are possible"
+            ));
+        }
+    };
+    let listened = ListenAddress {
+        socket,
+        prefix_bits,
+        port_last,
+        protocol,
+    };
+    if let Some(network) = network_of(socket.ip(), bits - prefix_bits)
+        && network != socket.ip()
     {
-        return Err(format!(
-            "`{}` is a prefix, which is not supported by this version yet: write single addresses",
-            shown(text)
+        return wrong(format!(
+            "has bits behind its prefix: its first address is {network}"
         ));
     }
-    if let Some((ip, port)) = address.rsplit_once(':')
-        && ip_of(ip).is_some()
-        && (port == "*"
-            || port
-                .split_once('-')
-                .is_some_and(|(first, last)| is_number(first) && is_number(last)))
-    {
-        return Err(format!(
-            "`{}` names several ports, which is not supported by this version yet: write single ones",
-            shown(text)
+    if listened.entries() > ENTRIES_MAX {
+        return wrong(format!(
+            "stands for {} addresses and ports, and {ENTRIES_MAX} are possible: write a longer prefix or fewer ports; `*` for every port counts as one",
+            listened.entries()
         ));
     }
-    let socket = socket(address, "0.0.0.0:8080 or [::]:8080")?;
-    Ok(ListenAddress { socket, protocol })
+    Ok(listened)
+}
+
+/// The address without its last bits; None where none is left out.
+fn network_of(ip: IpAddr, bits: u8) -> Option<IpAddr> {
+    let bits = u32::from(bits);
+    if bits == 0 {
+        return None;
+    }
+    Some(match ip {
+        IpAddr::V4(ip) => {
+            let kept = u32::MAX.checked_shl(bits).unwrap_or(0);
+            IpAddr::from((u32::from(ip) & kept).to_be_bytes())
+        }
+        IpAddr::V6(ip) => {
+            let kept = u128::MAX.checked_shl(bits).unwrap_or(0);
+            IpAddr::from((u128::from(ip) & kept).to_be_bytes())
+        }
+    })
 }
 
 /// Parse the `IP:PORT` of an endpoint.
@@ -137,6 +196,37 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_and_several_ports_are_one_address_that_stands_for_many() {
+        for (text, entries, shown) in [
+            ("203.0.113.0/28:80/udp", 16, "203.0.113.0/28:80/udp"),
+            ("203.0.113.1:8000-8015", 16, "203.0.113.1:8000-8015/tcp"),
+            ("203.0.113.1:*", 1, "203.0.113.1:*/tcp"),
+            ("203.0.113.1/32:80", 1, "203.0.113.1:80/tcp"),
+            (
+                "[2001:db8::]/126:53-54/udp",
+                8,
+                "[2001:db8::]/126:53-54/udp",
+            ),
+            ("203.0.112.0/20:*", 4096, "203.0.112.0/20:*/tcp"),
+        ] {
+            let parsed = parse_listen_address(text).expect(text);
+            assert_eq!(
+                (parsed.entries(), parsed.to_string()),
+                (entries, shown.into())
+            );
+            let ips: Vec<IpAddr> = parsed.ips().collect();
+            assert_eq!(ips.len() * parsed.ports().count(), entries as usize);
+            assert!(ips.iter().all(|ip| parsed.has_ip(*ip)));
+            assert!(!parsed.has_ip([203, 0, 111, 255].into()));
+            assert!(!parsed.has_ip([203, 0, 128, 0].into()));
+        }
+        let single = parse_listen_address("0.0.0.0:80").expect("an address");
+        assert!(single.is_single() && single.has_port(80) && !single.has_port(81));
+        let all = parse_listen_address("10.0.0.1:*").expect("an address");
+        assert!(!all.is_single() && all.has_port(1) && all.has_port(65_535));
+    }
+
+    #[test]
     fn each_usual_mistake_is_named() {
         let mistakes = [
             ("8080", "is a port without an address"),
@@ -150,9 +240,22 @@ mod tests {
             ("10.0.0.1:0", "has port 0"),
             ("10.0.0.1:70000", "no number from 1 to 65535"),
             ("10.0.0.1:80/sctp", "`sctp` is no protocol"),
-            ("10.0.0.0/24:80", "is a prefix"),
-            ("10.0.0.1:80-90", "names several ports"),
-            ("10.0.0.1:*", "names several ports"),
+            ("10.0.0.1/24:80", "its first address is 10.0.0.0"),
+            ("[2001:db8::1]/64:80", "its first address is 2001:db8::"),
+            ("10.0.0.0/33:80", "has a prefix of `33` bits: 0 to 32"),
+            ("10.0.0.0/x:80", "has a prefix of `x` bits"),
+            ("10.0.0.0/16:80", "stands for 65536 addresses and ports"),
+            (
+                "[2001:db8::]/64:80",
+                "addresses and ports, and 4096 are possible",
+            ),
+            ("[::]/0:80", "addresses and ports"),
+            ("10.0.0.0/28:1-1000", "stands for 16000"),
+            ("10.0.0.1:90-80", "has a last port"),
+            ("10.0.0.1:80-70000", "has a last port"),
+            ("10.0.0.1:0-80", "has port 0"),
+            ("10.0.0.1:80-", "has a last port"),
+            ("10.0.0.0/24", "has no port"),
             ("[::ffff:10.0.0.1]:80", "in the dress of IPv6"),
             ("", "is no address"),
         ];

@@ -92,11 +92,10 @@ impl<'s> Whole<'s> {
             return;
         };
         for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
-            let port = address.socket.port();
-            let other = |endpoint: &&Endpoint| endpoint.address.port() != port;
+            let other = |endpoint: &&Endpoint| !address.has_port(endpoint.address.port());
             if let Some(endpoint) = upstream.endpoints.iter().find(other) {
                 let message = format!(
-                    "the packet keeps its port {port} via {}, and an endpoint of `{}` is {}",
+                    "the packet to {address} keeps its port via {}, and an endpoint of `{}` is {}",
                     via.word(),
                     upstream.name,
                     endpoint.address
@@ -185,11 +184,15 @@ impl<'s> Whole<'s> {
         let (first, last) = nat.ports;
         for draft in self.good_listeners() {
             for (address, place) in draft.listener.addresses.iter().zip(&draft.addresses) {
-                let (ip, port) = (address.socket.ip(), address.socket.port());
+                let ip = address.socket.ip();
                 let same = |source: &IpAddr| {
-                    *source == ip || (ip.is_unspecified() && ip.is_ipv4() == source.is_ipv4())
+                    address.has_ip(*source)
+                        || (ip.is_unspecified() && ip.is_ipv4() == source.is_ipv4())
                 };
-                if (first..=last).contains(&port) && nat.source.iter().any(same) {
+                let shared = |port: &u16| address.has_port(*port);
+                if let Some(port) = (first..=last).find(shared)
+                    && nat.source.iter().any(same)
+                {
                     let message = format!(
                         "port {port} is one of those that NAT gives to flows of the same address"
                     );

@@ -5,7 +5,9 @@ use super::certificate::certificates;
 use super::context::Context;
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Fragments, ListenAddress, Listener, ListenerMode, ListenerTls, Protocol, Via};
+use super::{
+    AllDown, Fragments, ListenAddress, Listener, ListenerMode, ListenerTls, Protocol, UdpFlows, Via,
+};
 
 /// Most addresses of one listener.
 const ADDRESSES_MAX: usize = 1024;
@@ -108,11 +110,24 @@ fn forwarding<'s>(
     let fragments = inner
         .find("fragments")
         .map_or(Some(Fragments::Follow), |value| value.word(&fragments, &[]));
+    let udp = [("stay", UdpFlows::Stay), ("move", UdpFlows::Move)];
+    let udp = inner
+        .find("udp")
+        .map_or(Some(UdpFlows::Stay), |value| value.word(&udp, &[]));
+    let all_down = [
+        ("refuse", AllDown::Refuse),
+        ("last_known", AllDown::LastKnown),
+    ];
+    let all_down = inner
+        .find("all_down")
+        .map_or(Some(AllDown::Refuse), |value| value.word(&all_down, &[]));
     inner.finish();
     let mode = ListenerMode::Forward {
         upstream: upstream?,
         via: via?,
         fragments: fragments?,
+        udp: udp?,
+        all_down: all_down?,
     };
     is_good.then_some(mode)
 }
@@ -172,6 +187,12 @@ fn check_family(forwards: bool, addresses: &[ListenAddress], spots: &[Spot<'_>])
                 "",
                 Some(help),
             );
+        }
+        if !forwards && !address.is_single() {
+            is_good = false;
+            let message = "a listener that serves has single addresses and ports: each is a socket";
+            let help = "give it a `forward`, or write them one by one".to_owned();
+            spot.refuse::<()>(message, "stands for many", Some(help));
         }
         if forwards && address.socket.ip().is_unspecified() {
             is_good = false;

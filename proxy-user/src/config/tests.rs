@@ -122,7 +122,9 @@ fn the_full_example_loads_as_it_is_meant() {
         ListenerMode::Forward {
             upstream: 2,
             via: Via::Nat,
-            fragments: Fragments::Follow
+            fragments: Fragments::Follow,
+            udp: UdpFlows::Stay,
+            all_down: AllDown::Refuse,
         }
     );
     let modes: Vec<_> = config
@@ -136,12 +138,16 @@ fn the_full_example_loads_as_it_is_meant() {
             &ListenerMode::Forward {
                 upstream: 2,
                 via: Via::Gue,
-                fragments: Fragments::Drop
+                fragments: Fragments::Drop,
+                udp: UdpFlows::Move,
+                all_down: AllDown::Refuse,
             },
             &ListenerMode::Forward {
                 upstream: 2,
                 via: Via::Direct,
-                fragments: Fragments::Pass
+                fragments: Fragments::Pass,
+                udp: UdpFlows::Stay,
+                all_down: AllDown::LastKnown,
             },
         ]
     );

@@ -16,6 +16,8 @@ pub enum ToDaemon {
     Apply(Box<Apply>),
     /// The reload that was asked for came to nothing: the files are bad, or a socket could not be opened.
     NotApplied(Vec<Diagnostic>),
+    /// Interfaces that had gone are back, and XDP is attached to them again: all of them as they are now.
+    Attached(Vec<Interface>),
     /// End all exchanges in an orderly way, then end.
     Drain,
     /// End.

@@ -21,7 +21,7 @@ use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
 use super::{WorkerThread, channel, net_settings};
 use crate::config::{Config, Diagnostic, ListenerMode, Loaded};
-use crate::datapath::Writer;
+use crate::datapath::{Interface, Writer};
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::report::{self};
@@ -261,6 +261,14 @@ impl Control {
         for reload in self.reloads.drain(..) {
             let _ = reload.send(Err(diagnostics.clone()));
         }
+    }
+
+    /// Interfaces came back: what is found out of neighbours from now on leads over them.
+    pub fn attached(&mut self, interfaces: Vec<Interface>) {
+        if let Some(datapath) = &mut self.datapath {
+            datapath.follow(&interfaces);
+        }
+        self.start.interfaces = interfaces;
     }
 
     /// Exchanges may end, nothing new begins.

@@ -116,6 +116,34 @@ impl Kernel {
         self.undo.armed = false;
     }
 
+    /// Attaches to interfaces that went and came back, under the same name and another index: those, as they are now. One
+    /// that is there as it was, and without our program, was taken away by somebody who may have meant it.
+    ///
+    /// # Errors
+    /// rtnetlink does not answer, or the kernel refuses.
+    pub fn reattach(&mut self, mode: DatapathMode) -> Result<Vec<Interface>> {
+        let links = Network::open()?.links()?;
+        let mut back = Vec::new();
+        for at in 0..self.interfaces.len() {
+            let Interface { name, index, .. } = &self.interfaces[at];
+            let is_back = |link: &&Link| {
+                link.name == *name && link.index != *index && link.xdp.is_none() && link.up
+            };
+            let Some(link) = links.iter().find(is_back) else {
+                continue;
+            };
+            // The link that is pinned there leads to nothing any more.
+            let stale = self.folder.join(format!("{LINK_PREFIX}{index}"));
+            if stale.exists() {
+                fs::remove_file(&stale).with_context(|| format!("remove {}", stale.display()))?;
+            }
+            let interface = self.attach(link, mode)?;
+            back.push(interface.clone());
+            self.interfaces[at] = interface;
+        }
+        Ok(back)
+    }
+
     /// The ABI number, the keys of the flow hash, and no steering of an earlier keeper's sockets.
     fn prepare(&mut self, hash_key: Option<HashKey>) -> Result<()> {
         let abi_map = self

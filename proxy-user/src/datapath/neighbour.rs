@@ -5,6 +5,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use proxy_ebpf::abi::LOCAL;
+
 use super::network::{Link, Neighbour, Network, NextHop};
 
 /// How long a route is believed.
@@ -69,6 +71,19 @@ impl Neighbours {
         (hop.address != address).then_some(hop.address)
     }
 
+    /// Routes are looked up anew: interfaces have changed.
+    pub fn forget_routes(&mut self) {
+        for known in self.known.values_mut() {
+            known.looked = None;
+        }
+    }
+
+    /// Whether an address is one of this host's, as far as is known.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        let hop = self.known.get(&address).and_then(|known| known.hop);
+        hop.is_some_and(|hop| hop.ifindex == LOCAL)
+    }
+
     /// How an address is reached, as far as is known.
     pub fn reach(&self, address: IpAddr) -> Reach {
         self.known
@@ -94,9 +109,11 @@ impl Neighbours {
         let neighbours = network.neighbours()?;
         for address in endpoints {
             let known = self.known.entry(address).or_default();
-            if known
-                .looked
-                .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
+            let is_gone = |hop: NextHop| hop.ifindex != LOCAL && !links.contains_key(&hop.ifindex);
+            if known.hop.is_some_and(is_gone)
+                || known
+                    .looked
+                    .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
             {
                 known.hop = network.next_hop(address)?;
                 known.looked = Some(now);
@@ -111,7 +128,9 @@ impl Neighbours {
                 reach(known.hop, neighbour, &links, known.reach)
             };
             let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
+            let is_local = known.hop.is_some_and(|hop| hop.ifindex == LOCAL);
             if known.hop.is_some()
+                && !is_local
                 && !proven
                 && known
                     .asked
@@ -127,6 +146,7 @@ impl Neighbours {
                 .hop
                 .and_then(|hop| links.get(&hop.ifindex))
                 .is_none_or(|link| !link.up);
+            let dark = dark && !is_local;
             known.failed = dark || (failed && reach == Reach::default());
         }
         Ok(())
@@ -166,6 +186,12 @@ fn reach(
     links: &HashMap<u32, Link>,
     before: Reach,
 ) -> Reach {
+    if hop.is_some_and(|hop| hop.ifindex == LOCAL) {
+        return Reach {
+            ifindex: LOCAL,
+            ..Reach::default()
+        };
+    }
     let Some((hop, link)) = hop.and_then(|hop| Some((hop, links.get(&hop.ifindex)?))) else {
         return Reach::default();
     };
@@ -265,6 +291,15 @@ mod tests {
         assert_eq!(reach(Some(HOP), known(None, false), &links(), there), there);
         assert_eq!(reach(Some(HOP), known(None, true), &links(), there), none);
         assert_eq!(reach(None, None, &links(), there), none);
+        let here = NextHop {
+            ifindex: LOCAL,
+            ..HOP
+        };
+        let local = Reach {
+            ifindex: LOCAL,
+            ..none
+        };
+        assert_eq!(reach(Some(here), None, &links(), there), local);
         let mut down = links();
         down.values_mut().for_each(|link| link.up = false);
         assert_eq!(

@@ -13,6 +13,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use proxy_ebpf::abi::LOCAL;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ pub struct Link {
     pub xdp: Option<(u32, bool)>,
 }
 
-/// Where packets for an address go first.
+/// Where packets for an address go first. An address of this host has `abi::LOCAL` for its interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     pub ifindex: u32,
@@ -109,7 +110,7 @@ impl Network {
         Ok(addresses.collect())
     }
 
-    /// Where packets for `to` go first; `None` where they stay here, or nowhere.
+    /// Where packets for `to` go first; `None` where they go nowhere.
     ///
     /// # Errors
     /// What the system says, apart from "unreachable".
@@ -245,6 +246,13 @@ fn next_hop(answer: RouteNetlinkMessage, to: IpAddr) -> Option<NextHop> {
     let RouteNetlinkMessage::NewRoute(message) = answer else {
         return None;
     };
+    if message.header.kind == RouteType::Local {
+        let ifindex = LOCAL;
+        return Some(NextHop {
+            ifindex,
+            address: to,
+        });
+    }
     if message.header.kind != RouteType::Unicast {
         return None;
     }
@@ -297,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_is_known_and_its_addresses_go_nowhere_else() -> io::Result<()> {
+    fn the_loopback_is_known_and_its_addresses_are_this_hosts() -> io::Result<()> {
         let mut network = Network::open()?;
         let links = network.links()?;
         let Some(lo) = links.iter().find(|link| link.name == "lo") else {
@@ -306,7 +314,12 @@ mod tests {
         assert_eq!(lo.mac, [0; 6]);
         let addresses = network.addresses()?;
         if addresses.contains(&(lo.index, IpAddr::from([127, 0, 0, 1]))) {
-            assert_eq!(network.next_hop(IpAddr::from([127, 0, 0, 1]))?, None);
+            let own = IpAddr::from([127, 0, 0, 1]);
+            let hop = network.next_hop(own)?;
+            assert_eq!(
+                hop.map(|hop| (hop.ifindex, hop.address)),
+                Some((LOCAL, own))
+            );
         }
         network.neighbours()?;
         Ok(())

@@ -379,10 +379,11 @@ impl Planner {
         if v4 + old(true) > capacity || target.len() - v4 + old(false) > capacity {
             return Err(full);
         }
+        // Port 0 among them says that a listener has all ports of its address.
         let ports: BTreeSet<u16> = target
             .keys()
+            .filter(|key| key.protocol > 0)
             .map(|key| key.port)
-            .filter(|port| *port > 0)
             .collect();
         let nat = wanted
             .nat

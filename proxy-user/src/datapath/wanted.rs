@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_ebpf::abi::{mode, option, protocol};
 
 use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
-use crate::config::{Config, Fragments, ListenerMode, PolicyKind, Protocol, Via};
+use crate::config::{
+    AllDown, Config, Fragments, ListenAddress, ListenerMode, PolicyKind, Protocol, UdpFlows, Via,
+};
 use crate::tunable::Tunables;
 
 /// What `config` asks of the kernel half. `is_healthy` is asked for each endpoint; `addresses` are those of the
@@ -23,41 +25,106 @@ pub fn wanted(
         rules: rules(config),
         ..Wanted::default()
     };
+    let mut listeners = Vec::new();
     // Only upstreams that a listener forwards to have a ring: one for each family by NAT, one for both otherwise.
     let mut rings = HashMap::new();
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
-            ListenerMode::Forward { upstream, via, .. } => Some((*upstream, *via)),
+            ListenerMode::Forward {
+                upstream,
+                via,
+                all_down,
+                ..
+            } => Some((*upstream, *via, *all_down)),
         };
         for address in &listener.addresses {
             let protocol = match address.protocol {
                 Protocol::Tcp => protocol::TCP,
                 Protocol::Udp => protocol::UDP,
             };
-            for ip in expand(address.socket.ip(), addresses) {
-                let address = SocketAddr::new(ip, address.socket.port());
-                let upstream = upstream.map(|(index, via)| {
+            let own = expand(address, addresses);
+            let all = own
+                .iter()
+                .flat_map(|ip| address.ports().map(move |port| (*ip, port)));
+            for (ip, port) in all {
+                let upstream = upstream.map(|(index, via, all_down)| {
                     let v4 = (!via.crosses_families()).then_some(ip.is_ipv4());
-                    let ring = *rings.entry((index, v4)).or_insert_with(|| {
-                        let ring = ring(config, index, v4, &is_healthy);
+                    let ring = *rings.entry((index, v4, all_down)).or_insert_with(|| {
+                        let mut ring = ring(config, index, v4, &is_healthy);
+                        if all_down == AllDown::LastKnown {
+                            keep_when_all_are_down(&mut ring);
+                        }
                         wanted.upstreams.push(ring);
                         wanted.upstreams.len() - 1
                     });
                     (ring, mode_of(via))
                 });
-                wanted.listeners.push(WantedListener {
+                let listener = WantedListener {
                     name: listener.name.clone(),
-                    address,
+                    address: SocketAddr::new(ip, port),
                     protocol,
                     upstream,
                     options: options(&listener.mode),
-                });
+                };
+                listeners.push((Nearness::of(address), listener));
             }
         }
     }
-    keep_exact(&mut wanted.listeners, config);
+    wanted.listeners = nearest(listeners);
     wanted
+}
+
+/// How closely an address names what it stands for: the longest prefix first, then the fewest ports.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Nearness {
+    /// It is written, and does not stand for all addresses of this host.
+    is_named: bool,
+    prefix_bits: u8,
+    fewness: u16,
+}
+
+impl Nearness {
+    fn of(address: &ListenAddress) -> Self {
+        let ports = match address.port_last {
+            0 => u16::MAX,
+            last => last - address.socket.port(),
+        };
+        Self {
+            is_named: !address.socket.ip().is_unspecified(),
+            prefix_bits: address.prefix_bits,
+            fewness: u16::MAX - ports,
+        }
+    }
+
+    fn is_as_near(self, other: Self) -> bool {
+        (self.is_named, self.prefix_bits) >= (other.is_named, other.prefix_bits)
+    }
+}
+
+/// Where several stand for the same address and port, the nearest is meant; one of all ports has what no other has that is
+/// at least as near.
+fn nearest(listeners: Vec<(Nearness, WantedListener)>) -> Vec<WantedListener> {
+    let mut best: HashMap<(SocketAddr, u8), Nearness> = HashMap::new();
+    for (nearness, listener) in &listeners {
+        let place = best.entry((listener.address, listener.protocol));
+        let known = place.or_insert(*nearness);
+        *known = (*known).max(*nearness);
+    }
+    let is_meant = |nearness: &Nearness, listener: &WantedListener| {
+        let mut all_ports = listener.address;
+        all_ports.set_port(0);
+        let all_ports = best.get(&(all_ports, listener.protocol));
+        best.get(&(listener.address, listener.protocol)) == Some(nearness)
+            && all_ports.is_none_or(|all_ports| nearness.is_as_near(*all_ports))
+    };
+    let mut kept = Vec::new();
+    for (nearness, listener) in listeners {
+        if is_meant(&nearness, &listener) {
+            kept.push(listener);
+        }
+    }
+    kept
 }
 
 const fn mode_of(via: Via) -> u32 {
@@ -70,13 +137,28 @@ const fn mode_of(via: Via) -> u32 {
 }
 
 const fn options(listener: &ListenerMode) -> u32 {
-    match listener {
-        ListenerMode::Forward { fragments, .. } => match fragments {
-            Fragments::Follow => 0,
-            Fragments::Pass => option::FRAGMENTS_PASS,
-            Fragments::Drop => option::FRAGMENTS_DROP,
-        },
-        ListenerMode::Serve { .. } => 0,
+    let ListenerMode::Forward { fragments, udp, .. } = listener else {
+        return 0;
+    };
+    let fragments = match fragments {
+        Fragments::Follow => 0,
+        Fragments::Pass => option::FRAGMENTS_PASS,
+        Fragments::Drop => option::FRAGMENTS_DROP,
+    };
+    match udp {
+        UdpFlows::Stay => fragments,
+        UdpFlows::Move => fragments | option::UDP_MOVE,
+    }
+}
+
+/// When nobody is said to be healthy, nobody is left out; and such a ring has a name of its own, beside that of a listener
+/// which would refuse.
+fn keep_when_all_are_down(ring: &mut WantedUpstream) {
+    ring.name.push_str(" kept");
+    if ring.endpoints.iter().all(|endpoint| !endpoint.healthy) {
+        for endpoint in &mut ring.endpoints {
+            endpoint.healthy = true;
+        }
     }
 }
 
@@ -113,37 +195,15 @@ fn ring(
 }
 
 /// The unspecified address stands for every address of its family.
-fn expand(ip: IpAddr, addresses: &[IpAddr]) -> Vec<IpAddr> {
-    if !ip.is_unspecified() {
-        return vec![ip];
+fn expand(address: &ListenAddress, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    if !address.socket.ip().is_unspecified() {
+        return address.ips().collect();
     }
     addresses
         .iter()
         .copied()
-        .filter(|address| address.is_ipv4() == ip.is_ipv4())
+        .filter(|own| own.is_ipv4() == address.socket.is_ipv4())
         .collect()
-}
-
-/// Where a listener names an address and another stands for all of them, the one that names it is meant, as in Linux.
-fn keep_exact(listeners: &mut Vec<WantedListener>, config: &Config) {
-    let named = |name: &str, address: SocketAddr| {
-        let of_name = config
-            .listeners
-            .iter()
-            .filter(|listener| listener.name == name);
-        of_name
-            .flat_map(|listener| &listener.addresses)
-            .any(|listened| listened.socket == address)
-    };
-    let exact: std::collections::HashSet<_> = listeners
-        .iter()
-        .filter(|listener| named(&listener.name, listener.address))
-        .map(|listener| (listener.address, listener.protocol))
-        .collect();
-    listeners.retain(|listener| {
-        !exact.contains(&(listener.address, listener.protocol))
-            || named(&listener.name, listener.address)
-    });
 }
 
 fn nat(config: &Config, tunables: &Tunables) -> Option<WantedNat> {
@@ -173,4 +233,106 @@ fn rules(config: &Config) -> Vec<String> {
         .filter(|policy| bans(&policy.kind))
         .map(|policy| policy.name.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Bundle, load};
+
+    fn wanted_of(forward: &str, is_healthy: impl Fn(usize, SocketAddr) -> bool) -> Wanted {
+        let text = format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n\
+             [[listener]]\nname = \"one\"\naddress = \"203.0.113.1:53/udp\"\n\
+             forward = {{ upstream = \"u\", via = \"direct\"{forward} }}\n\
+             [[listener]]\nname = \"two\"\naddress = \"203.0.113.2:53/udp\"\n\
+             forward = {{ upstream = \"u\", via = \"direct\" }}\n\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:53\", \"10.0.0.2:53\"]\n"
+        );
+        let files = Bundle::of_files([("/c/s.toml", text)]);
+        let loaded = load(&files, Path::new("/c/s.toml"))
+            .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
+        wanted(&loaded.config, &loaded.tunables, &[], is_healthy)
+    }
+
+    fn healthy(wanted: &Wanted) -> Vec<Vec<bool>> {
+        let of_ring =
+            |ring: &WantedUpstream| ring.endpoints.iter().map(|one| one.healthy).collect();
+        wanted.upstreams.iter().map(of_ring).collect()
+    }
+
+    #[test]
+    fn when_all_are_down_a_listener_may_go_on_as_if_none_were() {
+        let first = |_, at: SocketAddr| at.ip() == IpAddr::from([10, 0, 0, 1]);
+        let none = |_, _| false;
+        assert_eq!(healthy(&wanted_of("", none)), [[false, false]]);
+        let kept = ", all_down = \"last_known\"";
+        // The other listener of the upstream refuses, and so has a ring of its own.
+        assert_eq!(
+            healthy(&wanted_of(kept, none)),
+            [[true, true], [false, false]]
+        );
+        assert_eq!(
+            healthy(&wanted_of(kept, first)),
+            [[true, false], [true, false]]
+        );
+        let wanted = wanted_of(kept, none);
+        assert_ne!(wanted.upstreams[0].name, wanted.upstreams[1].name);
+    }
+
+    #[test]
+    fn udp_flows_move_at_once_only_where_the_listener_says_so() {
+        let options = |forward| {
+            let wanted = wanted_of(forward, |_, _| true);
+            wanted
+                .listeners
+                .iter()
+                .map(|one| one.options)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(options(""), [0, 0]);
+        assert_eq!(options(", udp = \"stay\""), [0, 0]);
+        let moves = option::UDP_MOVE;
+        assert_eq!(options(", udp = \"move\""), [moves, 0]);
+        let both = moves | option::FRAGMENTS_DROP;
+        assert_eq!(options(", udp = \"move\", fragments = \"drop\""), [both, 0]);
+    }
+
+    #[test]
+    fn of_several_that_stand_for_the_same_the_nearest_is_meant() {
+        let listener = |name: &str, address: &str| {
+            format!(
+                "[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n\
+                 forward = {{ upstream = \"u\", via = \"direct\" }}\n"
+            )
+        };
+        let text = format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n{}{}{}{}\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:80\"]\n",
+            listener("prefix", "203.0.113.0/30:80"),
+            listener("range", "203.0.113.1:80-81"),
+            listener("one", "203.0.113.1:80"),
+            listener("all", "203.0.113.2:*"),
+        );
+        let files = Bundle::of_files([("/c/s.toml", text)]);
+        let loaded = load(&files, Path::new("/c/s.toml"))
+            .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
+        let wanted = wanted(&loaded.config, &loaded.tunables, &[], |_, _| true);
+        let mut places: Vec<_> = wanted
+            .listeners
+            .iter()
+            .map(|one| (one.address.to_string(), one.name.as_str()))
+            .collect();
+        places.sort();
+        let expected = [
+            ("203.0.113.0:80", "prefix"),
+            ("203.0.113.1:80", "one"),
+            ("203.0.113.1:81", "range"),
+            ("203.0.113.2:0", "all"),
+            ("203.0.113.3:80", "prefix"),
+        ];
+        assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+    }
 }

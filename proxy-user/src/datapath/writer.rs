@@ -69,17 +69,15 @@ pub struct Writer {
     flows_counted: Option<(Instant, u64)>,
 }
 
-/// Endpoints that a listener forwards to via `direct`, each with its upstream.
-fn directly(config: &Config) -> impl Iterator<Item = (&Upstream, &Endpoint)> {
+/// Endpoints that a listener forwards to in this way, each with its upstream.
+fn sent_to(config: &Config, by: Via) -> impl Iterator<Item = (&Upstream, &Endpoint)> {
     let upstreams = config
         .listeners
         .iter()
-        .filter_map(|listener| match listener.mode {
-            ListenerMode::Forward {
-                upstream,
-                via: Via::Direct,
-                ..
-            } => config.upstreams.get(upstream),
+        .filter_map(move |listener| match listener.mode {
+            ListenerMode::Forward { upstream, via, .. } if via == by => {
+                config.upstreams.get(upstream)
+            }
             _ => None,
         });
     upstreams.flat_map(|upstream| {
@@ -217,6 +215,12 @@ impl Writer {
         Ok(lost.map(|interface| interface.name.clone()).collect())
     }
 
+    /// XDP is attached to these from now on.
+    pub fn follow(&mut self, interfaces: &[Interface]) {
+        self.interfaces = interfaces.iter().map(|interface| interface.index).collect();
+        self.neighbours.forget_routes();
+    }
+
     /// Which names have which ids: what the next daemon needs to know.
     pub fn names(&self) -> &Names {
         &self.state.names
@@ -266,16 +270,27 @@ impl Writer {
             });
         let endpoints = forwarded.flat_map(|upstream| &upstream.endpoints);
         let addresses = endpoints.map(|endpoint| endpoint.address.ip()).collect();
-        let near = directly(config).map(|(_, endpoint)| endpoint.address.ip());
+        let near = sent_to(config, Via::Direct).map(|(_, endpoint)| endpoint.address.ip());
         self.neighbours.keep_near(near.collect());
         self.neighbours
             .resolve(&mut self.network, &addresses, RESOLVE_LIMIT)
             .context("read the neighbours of this host")
     }
 
-    /// A packet that goes to a MAC as it came would come back from a gateway, for it carries our own address.
+    /// A packet that goes to a MAC as it came would come back from a gateway, for it carries our own address. One with
+    /// another address cannot be given to Linux on this host: its answer would not come by us.
     fn check_links(&self, config: &Config) -> Result<()> {
-        for (upstream, endpoint) in directly(config) {
+        for (upstream, endpoint) in sent_to(config, Via::Nat) {
+            if self.neighbours.is_local(endpoint.address.ip()) {
+                bail!(
+                    "the endpoint {} of `{}` is this host itself, and a listener forwards there via nat: \
+                     let the server listen on the listener's address, and reach it via direct",
+                    endpoint.address,
+                    upstream.name
+                );
+            }
+        }
+        for (upstream, endpoint) in sent_to(config, Via::Direct) {
             if let Some(gateway) = self.neighbours.gateway(endpoint.address.ip()) {
                 bail!(
                     "the endpoint {} of `{}` is behind the gateway {gateway}, and a listener forwards there via direct: \

@@ -36,6 +36,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// A daemon that lived so long did not die of its start.
 const LIVED: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether an interface came back.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// The file that remembers ids beside the pins.
 const MEMORY_FILE: &str = "memory.json";
 
@@ -91,6 +94,8 @@ pub(super) struct Keeper {
     restart_at: Option<Instant>,
     /// When the daemon is killed that was told to end.
     ending: Option<Instant>,
+    /// When it is looked whether interfaces came back that had gone; never without a kernel half.
+    look_at: Option<Instant>,
 }
 
 impl Keeper {
@@ -103,7 +108,9 @@ impl Keeper {
             runtime: Vec::new(),
             ..memory.unwrap_or_default()
         };
+        let look_at = held.kernel.is_some().then(Instant::now);
         Self {
+            look_at,
             held,
             sockets: Sockets::default(),
             daemon: None,
@@ -170,6 +177,7 @@ impl Keeper {
             self.pending.as_ref().map(|pending| pending.deadline),
             self.restart_at,
             self.ending,
+            self.look_at,
         ];
         let next = deadlines.into_iter().flatten().min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {

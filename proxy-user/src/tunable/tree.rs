@@ -198,7 +198,7 @@ tree! {
         upstreams_max: count[size::UPSTREAMS as u64, 16, 65_536] Restart "Upstreams that the kernel half can forward to.";
     }
     flow: Flow {
-        tcp_brief_timeout: duration[20 * S, S, HOUR] Live "A TCP flow that was never answered, that both sides closed or that one reset loses its NAT port after so long; never after tcp_idle_timeout.";
+        tcp_brief_timeout: duration[20 * S, S, HOUR] Live "A TCP flow that was never answered, or was closed or reset, loses its NAT port after so long; at most tcp_idle_timeout.";
         tcp_idle_timeout: duration[10 * MINUTE, S, 30 * DAY] Live "A TCP flow without a packet for so long loses its NAT port.";
         udp_idle_timeout: duration[60 * S, S, DAY] Live "A UDP flow without a packet for so long loses its NAT port.";
     }

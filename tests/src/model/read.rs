@@ -67,6 +67,20 @@ impl Read {
             _ => self.tcp_flags & (SYN | ACK | FIN | RST) == SYN,
         }
     }
+
+    /// A packet that no flow that lives can have: a SYN, or an Initial of QUIC version 1 or 2.
+    pub fn begins(&self, bytes: &[u8]) -> bool {
+        if self.protocol == TCP {
+            return self.opens_flow();
+        }
+        let payload = bytes.get(self.transport + 8..self.ip_end);
+        let initial = match payload {
+            Some([first, 0, 0, 0, 1, ..]) => first >> 4 == 0b1100,
+            Some([first, 0x6b, 0x33, 0x43, 0xcf, ..]) => first >> 4 == 0b1101,
+            _ => false,
+        };
+        initial && self.opens_flow()
+    }
 }
 
 /// Extension headers (IANA) that are stepped over, and those that are known and not read.

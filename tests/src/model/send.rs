@@ -1,13 +1,15 @@
 //! Sent on as it is, to the endpoint that the ring says, or that had the slot before.
 
-use proxy_ebpf::abi::{Endpoint, INSERTS_PER_SECOND, Inserts, Listener, Slot, mode, option, stamp};
+use proxy_ebpf::abi::{
+    Endpoint, INSERTS_PER_SECOND, Inserts, LOCAL, Listener, Slot, mode, option, stamp,
+};
 use proxy_ebpf::maglev;
 use proxy_ebpf::verdict::Verdict;
 
 use super::read::{Part, Read};
 use super::write::{self, Outer, QUOTE_BYTES};
 use super::{Entry, Model, Passage, Sent};
-use crate::packet::{TCP, UDP};
+use crate::packet::UDP;
 
 /// Slots in a page of a ring.
 const PAGE_SLOTS: usize = 8192;
@@ -97,7 +99,7 @@ impl Model {
         let key = packet.flow_key();
         let id = match self.state.moved.get(&key).copied() {
             Some(id) => id as u32,
-            None if packet.protocol == TCP && packet.opens_flow() && self.may_insert(passage) => {
+            None if packet.begins(&passage.bytes) && self.may_insert(passage) => {
                 self.state.moved.insert(key, u64::from(owner));
                 self.touched.push(Entry::Moved(key));
                 owner
@@ -141,6 +143,9 @@ impl Model {
             .ok_or(Verdict::Inconsistent)?;
         if endpoint.ifindex == 0 {
             return Err(Verdict::NoNeighbour);
+        }
+        if endpoint.ifindex == LOCAL {
+            return Err(Verdict::Local);
         }
         Ok(*endpoint)
     }

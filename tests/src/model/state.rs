@@ -83,7 +83,7 @@ impl State {
 
     /// Whether a port can be ours at all.
     pub fn is_wanted(&self, port: u16) -> bool {
-        self.is_listener_port(port) || self.is_nat_port(port)
+        self.is_listener_port(port) || self.is_nat_port(port) || self.is_listener_port(0)
     }
 
     pub(super) fn is_listener_port(&self, port: u16) -> bool {

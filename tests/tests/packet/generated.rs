@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bytemuck::Zeroable;
-use proxy_ebpf::abi::{Endpoint, NatFlow, Tunnel, mode, option};
+use proxy_ebpf::abi::{Endpoint, LOCAL, NatFlow, Tunnel, mode, option};
 use proxy_ebpf::verdict::Verdict;
 use rig::dice::Dice;
 use rig::fuzz::{corpus, frames as frames_of};
@@ -51,7 +51,7 @@ fn members(dice: &mut Dice, ids: std::ops::RangeInclusive<u16>) -> Vec<(u16, (Ip
 }
 
 fn set_endpoint(loaded: &mut Loaded, id: u16, dice: &mut Dice) {
-    let ifindex = dice.one(&[INGRESS, INGRESS, OTHER, OTHER, OTHER, 0]);
+    let ifindex = dice.one(&[INGRESS, INGRESS, OTHER, OTHER, OTHER, 0, LOCAL]);
     let limits = [0, 0, 1500, 1400, 576, 100];
     let (mtu_bytes, plain_mtu_bytes) = (dice.one(&limits), dice.one(&limits));
     let back_mtu_bytes = dice.one(&limits);
@@ -124,6 +124,10 @@ fn build(loaded: &mut Loaded, world: &World, dice: &mut Dice) {
             for _ in 0..2 {
                 set_listener(loaded, *at, port, dice);
             }
+        }
+        // All ports of an address.
+        if dice.once_in(6) {
+            set_listener(loaded, *at, 0, dice);
         }
     }
     if dice.once_in(2) {

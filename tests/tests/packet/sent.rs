@@ -368,6 +368,71 @@ fn udp_stays_or_moves_by_the_listener() {
 }
 
 #[test]
+fn a_listener_of_all_ports_has_those_that_no_other_has() {
+    for v6 in [false, true] {
+        let Some(mut loaded) = sending(mode::IPIP) else {
+            return;
+        };
+        let to = |port, protocol: u8| {
+            let ports = (40_000, port);
+            let transport = match protocol {
+                TCP => return Frame::tcp((client(v6), 40_000), (listener(v6), port), SYN),
+                _ => Transport::Udp {
+                    ports,
+                    checksum: true,
+                },
+            };
+            Frame::new(client(v6), listener(v6), transport)
+        };
+        loaded.passes(&to(1, TCP).bytes(), Verdict::NotOurs);
+        let upstream = if v6 { 2 } else { 1 };
+        loaded.listener((listener(v6), 0), TCP, mode::IPIP, upstream);
+        loaded.listener((listener(v6), 443), TCP, mode::SERVE, 0);
+        for port in [1, 22, 8080, 65_535] {
+            assert_eq!(
+                loaded.send(&to(port, TCP).bytes()).verdict,
+                Verdict::Forward
+            );
+            loaded.passes(&to(port, UDP).bytes(), Verdict::NotOurs);
+        }
+        loaded.passes(&to(443, TCP).bytes(), Verdict::Serve);
+        let elsewhere = Frame::tcp((client(v6), 40_000), (client(v6), 8080), SYN);
+        loaded.passes(&elsewhere.bytes(), Verdict::NotOurs);
+    }
+}
+
+#[test]
+fn a_quic_initial_begins_a_flow_at_the_new_owner_and_the_rest_follows() {
+    let Some(mut loaded) = sending(mode::IPIP) else {
+        return;
+    };
+    loaded.listener((listener(false), PORT), UDP, mode::IPIP, 1);
+    loaded.change(1, &members(false, &[2]), &[]);
+    let with = |port, head: &[u8]| {
+        let head = head.to_vec();
+        udp(false, port).with(|frame| frame.payload = [head, vec![7; 30]].concat())
+    };
+    let (mut stayed, new) = (0, endpoint(false, 2).0);
+    for port in 30_000..30_100 {
+        let [one, two, short, other] = [
+            &[0xc3, 0, 0, 0, 1][..],
+            &[0xd3, 0x6b, 0x33, 0x43, 0xcf],
+            &[0x43, 0, 0, 0, 1],
+            &[0xe3, 0, 0, 0, 1],
+        ]
+        .map(|head| with(port, head));
+        // A flow of unknown age, whose packets only look alike.
+        let before = owner(&mut loaded, &short);
+        assert_eq!(owner(&mut loaded, &other), before);
+        stayed += usize::from(before != new);
+        let initial = if port % 2 == 0 { &one } else { &two };
+        assert_eq!(owner(&mut loaded, initial), new);
+        assert_eq!(owner(&mut loaded, &short), new);
+    }
+    assert!(stayed > 20, "{stayed}");
+}
+
+#[test]
 fn whoever_needs_an_earlier_owner_stamps_the_slot_and_nobody_else() {
     let Some(mut loaded) = sending(mode::IPIP) else {
         return;

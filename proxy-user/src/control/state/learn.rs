@@ -154,7 +154,8 @@ impl Control {
             Ok(lost) => {
                 for name in lost.iter().filter(|name| !self.lost.contains(name)) {
                     log::error!(
-                        "the kernel half is not attached any more: interface={name}; restart Sluice to have it back"
+                        "the kernel half is not attached any more: interface={name}; if the interface went, it is attached again when \
+                         it comes back, and if somebody took the program away, after a restart"
                     );
                 }
                 self.lost = lost;

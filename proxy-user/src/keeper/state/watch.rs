@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, MEMORY_FILE, STOP_TIMEOUT};
+use super::{APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, LOOK_EVERY, MEMORY_FILE, STOP_TIMEOUT};
 use crate::control::message::{Apply, Memory, Socket, Start, ToDaemon, ToKeeper};
-use crate::datapath::Kernel;
+use crate::datapath::{Interface, Kernel};
 use crate::keeper::daemon::Daemon;
 
 /// How long a daemon that says nothing more may take to end.
@@ -187,6 +187,10 @@ impl Keeper {
                 self.restart_at = Some(now + self.backoff);
             }
         }
+        if self.look_at.is_some_and(|at| now >= at) {
+            self.look_at = Some(now + LOOK_EVERY);
+            self.look_for_interfaces();
+        }
         let late = self
             .pending
             .as_ref()
@@ -203,6 +207,32 @@ impl Keeper {
             self.ending = Some(now + STOP_TIMEOUT);
         }
         Ok(())
+    }
+}
+
+impl Keeper {
+    /// Puts the kernel half on interfaces that came back, and tells the daemon.
+    fn look_for_interfaces(&mut self) {
+        let (Some(kernel), Some(now)) = (&mut self.held.kernel, &self.in_force) else {
+            return;
+        };
+        match kernel.reattach(now.config.datapath.mode) {
+            Ok(back) if back.is_empty() => {}
+            Ok(back) => {
+                for Interface { name, mode, .. } in back {
+                    log::info!("XDP attached again: interface={name} mode={mode:?}");
+                }
+                let said = ToDaemon::Attached(kernel.interfaces.clone());
+                if let Some(daemon) = &mut self.daemon
+                    && daemon.say(&said, &[]).is_err()
+                {
+                    daemon.kill();
+                }
+            }
+            Err(error) => {
+                log::error!("cannot attach XDP to an interface that came back: {error:#}")
+            }
+        }
     }
 }
 

@@ -54,7 +54,7 @@ fn no_body_is_asked_for_where_no_endpoint_takes_it() {
     let mut client = Client::connect(&sluice);
     client.send(EXPECTING);
     let response = client.response();
-    assert_eq!((response.status, response.closes()), (502, true));
+    assert_eq!((response.status, response.closes()), (503, true));
     client.expect_end();
 }
 
