@@ -258,8 +258,8 @@ fn start_kernel(settings: &Settings, loaded: &Loaded) -> Result<Option<Kernel>> 
     if !configuration::has_datapath(&loaded.config) {
         return Ok(None);
     }
-    let kernel = Kernel::up(&settings.instance, datapath, &loaded.tunables)?;
-    for note in &kernel.notes {
+    let mut kernel = Kernel::up(&settings.instance, datapath, &loaded.tunables)?;
+    for note in kernel.notes.drain(..) {
         log::warn!("{note}");
     }
     for interface in &kernel.interfaces {

@@ -48,6 +48,26 @@ impl<'s> Whole<'s> {
         if let (Some(nat), Some(spot)) = (&draft.datapath.nat, draft.nat) {
             self.check_nat(nat, spot);
         }
+        self.check_entries();
+    }
+
+    /// All addresses together stand for no more entries than the kernel half has room for.
+    fn check_entries(&self) {
+        let max = u128::from(self.tunables.datapath.listeners_max);
+        let mut entries = 0;
+        for draft in self.good_listeners() {
+            for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
+                entries += address.entries();
+                if entries > max {
+                    let message = format!(
+                        "with {address} listeners stand for {entries} addresses and ports, and `datapath.listeners_max` is {max}"
+                    );
+                    let help = "raise it in [tunables], or name fewer".to_owned();
+                    spot.refuse::<()>(message, "one too many", Some(help));
+                    return;
+                }
+            }
+        }
     }
 
     /// There is a kernel half that is on, and somewhere to attach it.

@@ -38,6 +38,8 @@ const LIVED: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether an interface came back.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And after the kernel refused to have XDP on one: it is not told every second.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The file that remembers ids beside the pins.
 const MEMORY_FILE: &str = "memory.json";

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, LOOK_EVERY, MEMORY_FILE, STOP_TIMEOUT};
+use super::{
+    APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, LOOK_AGAIN, LOOK_EVERY, MEMORY_FILE, STOP_TIMEOUT,
+};
 use crate::control::message::{Apply, Memory, Socket, Start, ToDaemon, ToKeeper};
 use crate::datapath::{Interface, Kernel};
 use crate::keeper::daemon::Daemon;
@@ -217,21 +219,26 @@ impl Keeper {
             return;
         };
         match kernel.reattach(now.config.datapath.mode) {
-            Ok(back) if back.is_empty() => {}
+            Ok(back) if back.is_empty() => return,
             Ok(back) => {
                 for Interface { name, mode, .. } in back {
                     log::info!("XDP attached again: interface={name} mode={mode:?}");
                 }
-                let said = ToDaemon::Attached(kernel.interfaces.clone());
-                if let Some(daemon) = &mut self.daemon
-                    && daemon.say(&said, &[]).is_err()
-                {
-                    daemon.kill();
-                }
             }
             Err(error) => {
-                log::error!("cannot attach XDP to an interface that came back: {error:#}")
+                self.look_at = Some(Instant::now() + LOOK_AGAIN);
+                log::error!("cannot attach XDP to an interface that came back: {error:#}");
             }
+        }
+        for note in kernel.notes.drain(..) {
+            log::warn!("{note}");
+        }
+        // Also after an error: others may have come back before it.
+        let said = ToDaemon::Attached(kernel.interfaces.clone());
+        if let Some(daemon) = &mut self.daemon
+            && daemon.say(&said, &[]).is_err()
+        {
+            daemon.kill();
         }
     }
 }
