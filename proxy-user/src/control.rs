@@ -3,6 +3,7 @@
 mod bans;
 pub mod channel;
 pub mod configuration;
+mod endpoints;
 pub mod message;
 mod offences;
 mod probes;
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use bans::{BanStatus, OPERATOR};
+pub use endpoints::{Changes, EndpointAct, EndpointChange, EndpointRequest};
 pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;

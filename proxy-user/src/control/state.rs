@@ -2,6 +2,7 @@
 
 mod answer;
 mod apply;
+mod endpoints;
 mod learn;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::bans::Bans;
+use super::endpoints::Changes;
 use super::message::{Memory, Start, ToKeeper};
 use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
@@ -52,6 +54,8 @@ pub struct Control {
     remembered: Memory,
     /// Interfaces that the kernel half has lost.
     lost: Vec<String>,
+    /// Of endpoints, to what the files of the generation in force say.
+    changes: Changes,
     /// A generation that is not in force yet.
     incoming: Option<Incoming>,
     /// Upstreams, by index, some of whose endpoints are new and not reached yet; and until when they are sought.
@@ -95,6 +99,7 @@ impl Control {
             probes: None,
             snapshot: None,
             certificates: Vec::new(),
+            changes: Changes::default(),
             incoming: None,
             sought: BTreeMap::new(),
             reloads: Vec::new(),
@@ -182,6 +187,7 @@ impl Control {
         let memory = Memory {
             names,
             runtime,
+            endpoints: self.changes.clone(),
             bans,
         };
         if memory != self.remembered && self.say(&ToKeeper::Remember(memory.clone())).is_ok() {

@@ -43,6 +43,9 @@ impl Control {
                     drop(way_back.send(Err(vec![Diagnostic::error(format!("{error:#}"))])))
                 }
             },
+            Request::Endpoint(request, arrived, way_back) => {
+                let _ = way_back.send(self.change_endpoint(&request, arrived));
+            }
             Request::Limits(way_back) => {
                 let tunables = self.tunables();
                 let limits = (
@@ -163,6 +166,7 @@ impl Control {
         let facts = Facts {
             start: &self.start,
             snapshot: self.snapshot.as_deref(),
+            changes: &self.changes,
             registry: &self.registry,
             uptime: self.started.elapsed().unwrap_or_default(),
             bans: self.bans.count(),

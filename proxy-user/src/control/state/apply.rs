@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use super::Control;
 use crate::config::{Config, Diagnostic, ListenerMode, Loaded};
 use crate::control::configuration::load;
+use crate::control::endpoints::Changes;
 use crate::control::message::{Apply, ToKeeper};
 use crate::control::{WorkerThread, net_settings};
 use crate::snapshot::Snapshot;
@@ -27,6 +28,7 @@ type Certificates = Vec<([String; 2], i64)>;
 /// A generation that is good, and waits until it is known how its endpoints are reached.
 pub(super) struct Incoming {
     snapshot: Snapshot,
+    changes: Changes,
     certificates: Certificates,
     apply: Apply,
     sockets: Vec<OwnedFd>,
@@ -42,8 +44,14 @@ impl Control {
     pub fn apply(&mut self, apply: Apply, sockets: Vec<OwnedFd>) -> Result<()> {
         match self.prepare(&apply) {
             Ok((snapshot, certificates)) => {
+                // Later generations are as their files say.
+                let (snapshot, changes) = match &self.snapshot {
+                    None => self.restore_endpoints(snapshot),
+                    Some(_) => (snapshot, Changes::default()),
+                };
                 self.incoming = Some(Incoming {
                     snapshot,
+                    changes,
                     certificates,
                     apply,
                     sockets,
@@ -108,6 +116,7 @@ impl Control {
     fn put_in_force(&mut self, incoming: Incoming) -> Result<()> {
         let Incoming {
             snapshot,
+            changes,
             certificates,
             apply,
             sockets,
@@ -121,6 +130,14 @@ impl Control {
             let diagnostics = vec![Diagnostic::error(format!("{error:#}")).at(at)];
             return self.refuse(generation, diagnostics);
         }
+        if changes != self.changes {
+            log::info!(
+                "endpoints changed at run time: {} now, {} before",
+                changes.len(),
+                self.changes.len()
+            );
+        }
+        self.changes = changes;
         self.certificates = certificates;
         self.sought.clear();
         self.enforce(Arc::new(snapshot), &apply, sockets)?;
