@@ -195,6 +195,7 @@ tree! {
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
         listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
+        prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
         upstreams_max: count[size::UPSTREAMS as u64, 16, 65_536] Restart "Upstreams that the kernel half can forward to.";
     }

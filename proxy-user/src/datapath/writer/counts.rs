@@ -1,6 +1,6 @@
 //! What the kernel half has counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -46,12 +46,7 @@ impl Writer {
                 .verdicts
                 .push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
         }
-        let listening: BTreeSet<u32> = self
-            .state
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
+        let listening = self.state.listener_ids();
         for (name, id) in self
             .state
             .names
@@ -89,8 +84,8 @@ impl Writer {
     /// The system refuses to read.
     pub fn endpoint_signs(&self) -> Result<BTreeMap<SocketAddr, Signs>> {
         let mut all = BTreeMap::new();
-        for (id, at) in &self.state.endpoints {
-            all.insert(*at, signs(&self.endpoint_signs, u32::from(*id))?);
+        for (id, at) in self.state.endpoints.iter() {
+            all.insert(at, signs(&self.endpoint_signs, u32::from(id))?);
         }
         Ok(all)
     }
