@@ -33,6 +33,8 @@ pub struct Frame {
     /// IPv6 extension headers, outermost first: number, and the bytes from the second on.
     pub extensions: Vec<(u8, Vec<u8>)>,
     pub transport: Transport,
+    /// TCP options; a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
 }
 
@@ -87,6 +89,7 @@ impl Frame {
             fragment: (0, false),
             extensions: vec![],
             transport,
+            tcp_options: vec![],
             payload: b"a payload of odd length".to_vec(),
         }
     }
@@ -164,7 +167,9 @@ impl Frame {
                 bytes.extend(ports.0.to_be_bytes());
                 bytes.extend(ports.1.to_be_bytes());
                 bytes.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
-                bytes.extend([0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+                let words = 5 + self.tcp_options.len() as u8 / 4;
+                bytes.extend([words << 4, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+                bytes.extend(&self.tcp_options);
                 (TCP, 16, true)
             }
             Transport::Udp { ports, checksum } => {

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, Ports, mode, option};
-use proxy_ebpf::packet::{Family, Frame, Packet, Part, Rewrite, rewrite, rewrite_rare};
+use proxy_ebpf::packet::{Family, Frame, Packet, Part, Rewrite, clamp_mss, rewrite, rewrite_rare};
 use proxy_ebpf::verdict::Verdict;
 
 use crate::link::Tags;
@@ -58,6 +58,8 @@ pub struct Way {
     pub to: Rewrite,
     /// Where it does not fit: how many bytes would.
     pub longest: u16,
+    /// The largest segment that it may announce; 0 = any, or none.
+    pub mss_bytes: u16,
 }
 
 /// A packet of ours, and where it came in.
@@ -92,6 +94,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             way: Way {
                 to: Rewrite::NOWHERE,
                 longest: 0,
+                mss_bytes: 0,
             },
         };
         &mut own
@@ -120,7 +123,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         } else {
             nat::give_back::<false>(ctx, &arrival, listener.target, way)
         };
-        let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+        let sent = readdressed::<RARE>(sent, &arrival, way);
         return sent_or_told::<RARE>(sent, ctx, &arrival, way.longest);
     }
     guard::refuse_banned(&arrival.packet.sender)?;
@@ -131,11 +134,11 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         mode::SERVE => Decision::stay(Verdict::Serve, tags),
         mode::NAT => {
             let sent = if RARE {
-                apart::nat(&arrival, listener.target, way)
+                apart::nat(ctx, &arrival, listener.target, way)
             } else {
-                nat::forward(&arrival, listener.target, way)
+                nat::forward::<false>(ctx, &arrival, listener.target, way)
             };
-            let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+            let sent = readdressed::<RARE>(sent, &arrival, way);
             sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
         }
         mode::DIRECT | mode::IPIP | mode::GUE => {
@@ -144,7 +147,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             } else {
                 forward::forward(ctx, &arrival, &listener, &mut way.longest)
             };
-            sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
+            sent_or_told::<RARE>(sent.map_err(Exit::from), ctx, &arrival, way.longest)?
         }
         _ => return Err(Verdict::NotOurs.into()),
     };
@@ -184,15 +187,18 @@ const fn has_open_address(ports: &Ports) -> bool {
 /// Writes a packet anew that can go on.
 #[inline(always)]
 fn readdressed<const RARE: bool>(
-    sent: Result<Decision, Verdict>,
+    sent: Result<Decision, Exit>,
     arrival: &Arrival,
-    to: &Rewrite,
-) -> Result<Decision, Verdict> {
+    way: &Way,
+) -> Result<Decision, Exit> {
     let decision = sent?;
     if RARE {
-        rewrite_rare(&arrival.frame, arrival.packet, to)?;
+        rewrite_rare(&arrival.frame, arrival.packet, &way.to)?;
+        if way.mss_bytes != 0 {
+            clamp_mss(&arrival.frame, arrival.packet, way.mss_bytes);
+        }
     } else {
-        rewrite(&arrival.frame, arrival.packet, to)?;
+        rewrite(&arrival.frame, arrival.packet, &way.to)?;
     }
     Ok(decision)
 }
@@ -200,25 +206,32 @@ fn readdressed<const RARE: bool>(
 /// What became of a packet: one that is too long is left to the other program, which answers it.
 #[inline(always)]
 fn sent_or_told<const RARE: bool>(
-    sent: Result<Decision, Verdict>,
+    sent: Result<Decision, Exit>,
     ctx: &XdpContext,
     arrival: &Arrival,
     longest: u16,
 ) -> Result<Decision, Exit> {
     match sent {
-        Err(Verdict::TooBig) if RARE => Ok(forward::tell_too_big(ctx, arrival, longest)?),
-        Err(Verdict::TooBig) => Err(Exit::Rare),
-        sent => Ok(sent?),
+        Err(Exit::Verdict(Verdict::TooBig)) if RARE => {
+            Ok(forward::tell_too_big(ctx, arrival, longest)?)
+        }
+        Err(Exit::Verdict(Verdict::TooBig)) => Err(Exit::Rare),
+        sent => sent,
     }
 }
 
 /// The ways on of rare packets as functions of their own: together they would want more stack than there is.
 mod apart {
-    use super::{Arrival, Decision, Listener, Verdict, Way, XdpContext, forward, nat};
+    use super::{Arrival, Decision, Exit, Listener, Verdict, Way, XdpContext, forward, nat};
 
     #[inline(never)]
-    pub fn nat(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decision, Verdict> {
-        nat::forward(arrival, upstream, way)
+    pub fn nat(
+        ctx: &XdpContext,
+        arrival: &Arrival,
+        upstream: u32,
+        way: &mut Way,
+    ) -> Result<Decision, Exit> {
+        nat::forward::<true>(ctx, arrival, upstream, way)
     }
 
     #[inline(never)]
@@ -227,7 +240,7 @@ mod apart {
         arrival: &Arrival,
         source: u32,
         way: &mut Way,
-    ) -> Result<Decision, Verdict> {
+    ) -> Result<Decision, Exit> {
         nat::give_back::<true>(ctx, arrival, source, way)
     }
 

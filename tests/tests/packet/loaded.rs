@@ -346,7 +346,8 @@ impl Loaded {
             mtu_bytes: 0,
             plain_mtu_bytes: 0,
             back_mtu_bytes: 0,
-            zero: [0; 6],
+            mss_bytes: 0,
+            zero: [0; 4],
         };
         change(&mut endpoint);
         self.array(name::ENDPOINTS)
