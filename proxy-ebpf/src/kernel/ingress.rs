@@ -1,4 +1,14 @@
 //! A packet's whole way through the kernel half.
+//!
+//! The verifier refuses what a small change makes of this now and then; `tests/tests/packet/verifier.rs` sees it. What it says,
+//! and what helps:
+//! - "invalid size of register fill": LLVM copied something with a pointer in it in halves, mostly an enum or a struct that a
+//!   function gives back, or reads a part of it. Give back words, not pointers into maps (`copy`), and small things by value.
+//! - "processed 1000001 insns": what follows is walked once for each thing that a value can be before it. Of words read
+//!   from memory the verifier knows nothing, and walks once: read them out of the map early (`copy`, `read_rare`), search without
+//!   branches (`Prefix::find`), or put the long part into a function that is not inlined and takes and gives numbers.
+//! - "invalid access to packet": a bounds check and its access were moved apart: one header, one check, one constant length.
+//! - "combined stack size": a function that is not inlined has a stack of its own, but all in a chain share 512 bytes (`apart`).
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
@@ -16,6 +26,17 @@ pub enum Exit {
     Verdict(Verdict),
     /// It is a rare one: the other program takes it from the beginning.
     Rare,
+}
+
+impl Exit {
+    /// The verdict of a program that leaves nothing to another one.
+    #[inline(always)]
+    fn verdict(self) -> Verdict {
+        match self {
+            Self::Verdict(verdict) => verdict,
+            Self::Rare => Verdict::Inconsistent,
+        }
+    }
 }
 
 impl From<Verdict> for Exit {
@@ -119,7 +140,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             fragment::admit(arrival.packet, 0)?;
         }
         let sent = if RARE {
-            apart::give_back(ctx, &arrival, listener.target, way)
+            apart::give_back(ctx, &arrival, listener.target, way).map_err(Exit::from)
         } else {
             nat::give_back::<false>(ctx, &arrival, listener.target, way)
         };
@@ -134,7 +155,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         mode::SERVE => Decision::stay(Verdict::Serve, tags),
         mode::NAT => {
             let sent = if RARE {
-                apart::nat(ctx, &arrival, listener.target, way)
+                apart::nat(ctx, &arrival, listener.target, way).map_err(Exit::from)
             } else {
                 nat::forward::<false>(ctx, &arrival, listener.target, way)
             };
@@ -220,7 +241,8 @@ fn sent_or_told<const RARE: bool>(
     }
 }
 
-/// The ways on of rare packets as functions of their own: together they would want more stack than there is.
+/// The ways on of rare packets as functions of their own: together they would want more stack than there is. They answer
+/// verdicts, for the type information of a function that answers an `Exit` is refused by the kernel.
 mod apart {
     use super::{Arrival, Decision, Exit, Listener, Verdict, Way, XdpContext, forward, nat};
 
@@ -230,8 +252,8 @@ mod apart {
         arrival: &Arrival,
         upstream: u32,
         way: &mut Way,
-    ) -> Result<Decision, Exit> {
-        nat::forward::<true>(ctx, arrival, upstream, way)
+    ) -> Result<Decision, Verdict> {
+        nat::forward::<true>(ctx, arrival, upstream, way).map_err(Exit::verdict)
     }
 
     #[inline(never)]
@@ -240,8 +262,8 @@ mod apart {
         arrival: &Arrival,
         source: u32,
         way: &mut Way,
-    ) -> Result<Decision, Exit> {
-        nat::give_back::<true>(ctx, arrival, source, way)
+    ) -> Result<Decision, Verdict> {
+        nat::give_back::<true>(ctx, arrival, source, way).map_err(Exit::verdict)
     }
 
     #[inline(never)]
