@@ -8,6 +8,8 @@
 //!   from memory the verifier knows nothing, and walks once: read them out of the map early (`copy`, `read_rare`), search without
 //!   branches (`Prefix::find`), or put the long part into a function that is not inlined and takes and gives numbers.
 //! - "invalid access to packet": a bounds check and its access were moved apart: one header, one check, one constant length.
+//! - "invalid mem access 'scalar'": a pointer into the packet from before its head or tail was moved, perhaps on a way that is
+//!   impossible: make the frame anew (`frame`).
 //! - "combined stack size": a function that is not inlined has a stack of its own, but all in a chain share 512 bytes (`apart`).
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
@@ -46,7 +48,9 @@ impl From<Verdict> for Exit {
     }
 }
 
-/// What becomes of a packet.
+/// What becomes of a packet. The verdict stands first: where a function gives back a result, it tells good from bad, and the kernel
+/// takes type information only of those that begin with it.
+#[repr(C)]
 pub struct Decision {
     pub verdict: Verdict,
     /// The interface it leaves by, when it is sent.
@@ -178,7 +182,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
 
 /// The bytes of the frame.
 #[inline(always)]
-fn frame(ctx: &XdpContext) -> Frame<'_> {
+pub fn frame(ctx: &XdpContext) -> Frame<'_> {
     // SAFETY: the kernel gives the program these bytes to read and write until it returns.
     unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }
@@ -241,8 +245,7 @@ fn sent_or_told<const RARE: bool>(
     }
 }
 
-/// The ways on of rare packets as functions of their own: together they would want more stack than there is. They answer
-/// verdicts, for the type information of a function that answers an `Exit` is refused by the kernel.
+/// The ways on of rare packets as functions of their own: together they would want more stack than there is.
 mod apart {
     use super::{Arrival, Decision, Exit, Listener, Verdict, Way, XdpContext, forward, nat};
 
