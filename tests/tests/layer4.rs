@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use rig::capture::Captures;
 use rig::client::{Tally, tcp_echo, udp_echo};
 use rig::field::{L4_V4, L4_V6};
 use rig::ledger::Ledger;
@@ -65,6 +66,8 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
     world: &mut World,
 ) -> Result<()> {
     let ledger = Ledger::open(&world.field, &world.sluice)?;
+    let captures = Captures::start(world.field.far_ends())?;
+    let mut tallies = vec![];
     for address in [L4_V4, L4_V6] {
         let to = socket(address, ECHO_PORT)?;
         let (tcp, udp) = world.field.client.inside(|| {
@@ -75,15 +78,18 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
             }
             (tcp, udp)
         });
-        for tally in [tcp, udp] {
-            tally
-                .expect_no_failure()
-                .with_context(|| address.to_owned())?;
-            ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
-        }
+        tallies.extend([(address, tcp), (address, udp)]);
+    }
+    // First what arrived: it tells why a connection failed.
+    let right = captures.finish()?;
+    for (address, tally) in tallies {
+        tally.expect_no_failure().context(address)?;
+        ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
     }
     let account = ledger.close(&world.field, &world.sluice)?;
     ensure!(account.balanced && account.received > 1000, "{account:?}");
+    let emitted = account.verdicts["forward"] + account.verdicts["return"];
+    ensure!(right >= emitted, "{right} frames seen: {account:?}");
     ensure!(
         account.verdicts.contains_key("forward") && account.verdicts.contains_key("return"),
         "{account:?}"
