@@ -1,4 +1,4 @@
-//! Sockets and buffers: one thread, one uring, one executor. Nothing here leaves its thread.
+//! Sockets and buffers: one thread, one uring (or epoll), one executor. Nothing here leaves its thread.
 //!
 //! A worker calls [`run`]; inside it, tasks accept, connect, receive and send. Each turn of the loop costs one system call, however
 //! many connections have something to say: it hands in what the tasks asked for, waits for the first completion or the next deadline,
@@ -15,6 +15,8 @@ mod clock;
 mod combine;
 mod connect;
 mod doorbell;
+mod driver;
+mod epoll;
 mod listener;
 mod operation;
 mod pool;
@@ -49,10 +51,19 @@ pub use self::{
     timer::{Elapsed, sleep_until, timeout},
 };
 
+/// What the kernel is asked through. Both do the same; which one it is nobody above [`Settings`] can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Uring,
+    /// Where io_uring is refused ([`probe`]): about as fast for a few connections, and dearer for many.
+    Epoll,
+}
+
 /// What a worker's loop is made with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Entries of the submission queue, a power of two; more may be asked for in one turn, at the price of another system call.
+    pub backend: Backend,
+    /// Entries of the uring's submission queue, a power of two; more may be asked for in one turn, at the price of another system call.
     pub entries: u32,
     /// Receive buffers of the worker, a power of two up to 32768.
     pub buffers: u16,
@@ -71,6 +82,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            backend: Backend::Uring,
             entries: 4096,
             buffers: 1024,
             buffer_bytes: 16 << 10,

@@ -26,7 +26,7 @@ pub enum ProbeError {
 /// # Errors
 /// What stands in the way.
 pub fn probe() -> Result<(), ProbeError> {
-    let made = Pool::new(1, 4096).and_then(|pool| Uring::new(4, &pool).map(drop));
+    let made = Pool::with_ring(1, 4096).and_then(|pool| Uring::new(4, &pool).map(drop));
     made.map_err(|error| explain(error, io_uring_disabled(), release))
 }
 
