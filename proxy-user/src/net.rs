@@ -82,7 +82,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            #[cfg(not(test))]
             backend: Backend::Uring,
+            #[cfg(test)]
+            backend: tests::backend(),
             entries: 4096,
             buffers: 1024,
             buffer_bytes: 16 << 10,

@@ -211,7 +211,12 @@ impl Epoll {
     }
 
     pub(super) fn cancel_all(&mut self) {
-        let tokens: Vec<_> = self.operations.iter().flatten().map(|one| one.token).collect();
+        let tokens: Vec<_> = self
+            .operations
+            .iter()
+            .flatten()
+            .map(|one| one.token)
+            .collect();
         tokens.into_iter().for_each(|token| self.cancel(token));
     }
 
@@ -370,7 +375,8 @@ impl Epoll {
             }
             Act::SendMessage(message) => {
                 // SAFETY: header, vectors and memory are there until the completion, as was promised to `send_message`.
-                let (sent, len) = unsafe { (libc::sendmsg(fd, message, SEND_FLAGS), len_of(message)) };
+                let (sent, len) =
+                    unsafe { (libc::sendmsg(fd, message, SEND_FLAGS), len_of(message)) };
                 sent_of(descriptor, answer(sent), len)
             }
             Act::Connect(address, len) => {
@@ -553,7 +559,9 @@ const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 /// What a system call returned, or a negative errno.
 fn answer(returned: isize) -> i32 {
     if returned < 0 {
-        return -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        return -io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO);
     }
     i32::try_from(returned).unwrap_or(i32::MAX)
 }
@@ -564,7 +572,8 @@ fn sent_of(descriptor: &mut Descriptor, sent: i32, len: usize) -> Option<i32> {
         descriptor.is_writable = false;
         return None;
     }
-    descriptor.is_writable = usize::try_from(sent).is_ok_and(|sent| sent >= len.min(i32::MAX as usize));
+    descriptor.is_writable =
+        usize::try_from(sent).is_ok_and(|sent| sent >= len.min(i32::MAX as usize));
     Some(sent)
 }
 

@@ -339,7 +339,8 @@ impl Core {
             let idle = self.operations.borrow().is_empty();
             // Once, and again where nothing came of it: each looks at every operation there is, and a turn brings the ends of
             // some twenty of them.
-            if let (false, true, Some(driver)) = (idle, is_quiet, self.driver.borrow_mut().as_mut()) {
+            if let (false, true, Some(driver)) = (idle, is_quiet, self.driver.borrow_mut().as_mut())
+            {
                 driver.cancel_all();
             }
             // One turn is made in any case, for the descriptors that are still to be closed.

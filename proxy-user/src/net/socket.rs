@@ -12,8 +12,8 @@ use std::{
 use socket2::SockRef;
 
 use super::{
-    driver::Completion,
     chunk::{Chunk, Payload},
+    driver::Completion,
     operation::Operation,
     runtime::Core,
 };
