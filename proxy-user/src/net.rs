@@ -44,7 +44,7 @@ pub use self::{
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
-    probe::{ProbeError, probe},
+    probe::{Choice, ProbeError, choose},
     runtime::{now, run, spawn, turns, yield_now},
     splice::Splice,
     stream::Stream,
@@ -55,8 +55,18 @@ pub use self::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Uring,
-    /// Where io_uring is refused ([`probe`]): about as fast for a few connections, and dearer for many.
+    /// Where io_uring is refused ([`choose`]): about as fast for a few connections, and dearer for many.
     Epoll,
+}
+
+impl Backend {
+    /// As it is called in tunables, metrics and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
 }
 
 /// What a worker's loop is made with.

@@ -36,6 +36,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Control {
     channel: Arc<UnixStream>,
     start: Start,
+    /// The back-end of the workers.
+    net: net::Choice,
     started: SystemTime,
     registry: Arc<Registry>,
     cells: Arc<Cells>,
@@ -63,6 +65,7 @@ impl Control {
     pub fn new(
         channel: Arc<UnixStream>,
         start: Start,
+        net: net::Choice,
         registry: Arc<Registry>,
         cells: Arc<Cells>,
         denied: Arc<Denied>,
@@ -80,6 +83,7 @@ impl Control {
             remembered: start.memory.clone(),
             lost: Vec::new(),
             start,
+            net,
             started: SystemTime::now(),
             registry,
             cells,
@@ -233,7 +237,7 @@ impl Control {
         let thread = worker::start(
             index,
             self.start.cpus[index],
-            net_settings(tunables),
+            net_settings(self.net.backend, tunables),
             worker::Shared {
                 commands: receiver,
                 doorbell: doorbell.clone(),

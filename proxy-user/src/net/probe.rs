@@ -1,8 +1,9 @@
-//! Whether the uring can be used here, and if not, why, and what can be done about it.
+//! Which back-end is used: whether the uring can be, and if not, why, and what can be done about it.
 
 use std::{fmt, io};
 
-use super::{pool::Pool, uring::Uring};
+use super::{Backend, pool::Pool, uring::Uring};
+use crate::tunable::NetBackend;
 
 /// Why the uring cannot be used; its text ends with the remedy.
 #[derive(Debug)]
@@ -19,6 +20,30 @@ pub enum ProbeError {
     MemoryLimit,
     /// Anything else.
     Other(io::Error),
+}
+
+/// A back-end that works here.
+#[derive(Debug)]
+pub struct Choice {
+    pub backend: Backend,
+    /// Why it is not the uring, which was wanted.
+    pub refused: Option<ProbeError>,
+}
+
+/// The back-end to run on, where this one is wanted.
+///
+/// # Errors
+/// It is the uring and nothing else, and something stands in the way.
+pub fn choose(wanted: NetBackend) -> Result<Choice, ProbeError> {
+    let (backend, refused) = match wanted {
+        NetBackend::Epoll => (Backend::Epoll, None),
+        NetBackend::Uring => probe().map(|()| (Backend::Uring, None))?,
+        NetBackend::Auto => match probe() {
+            Ok(()) => (Backend::Uring, None),
+            Err(refused) => (Backend::Epoll, Some(refused)),
+        },
+    };
+    Ok(Choice { backend, refused })
 }
 
 /// Makes a small uring as a worker makes its own, with a ring of buffers, and closes it.

@@ -59,7 +59,7 @@ pub(super) struct Core {
 /// Then the tasks are dropped, every operation is cancelled and its last completion taken, and every descriptor is closed, in this order.
 ///
 /// # Errors
-/// When the back-end or its buffers cannot be made (for the uring, see [`super::probe`]), or the kernel refuses to go on.
+/// When the back-end or its buffers cannot be made (for the uring, see [`super::choose`]), or the kernel refuses to go on.
 ///
 /// # Panics
 /// When `main` panics, after everything is closed; and when called inside another `run`.

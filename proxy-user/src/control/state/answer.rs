@@ -113,6 +113,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             start_time_seconds: self
@@ -163,6 +164,7 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
             registry: &self.registry,
             uptime: self.started.elapsed().unwrap_or_default(),
