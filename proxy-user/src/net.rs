@@ -7,6 +7,8 @@
 //! Bytes are received into buffers that belong to the worker and not to a connection, so an idle connection holds none ([`Chunk`]).
 //! The memory of an operation lives until the kernel's last word on it, whatever becomes of the future that began it.
 //!
+//! Where io_uring is refused, epoll stands in its place ([`Backend`]): a system call for each receive and send, and nothing else differs.
+//!
 //! Why not tokio-uring: a read that is dropped there swallows what arrives later, it knows neither multishot operations nor buffer rings,
 //! and its submissions wait while a task is busy. It serves control and files, where none of this matters.
 
