@@ -222,7 +222,7 @@ mod tests {
         }
         let bytes = state_bytes(serve);
         assert!(
-            bytes <= 1536,
+            bytes <= 2 << 10,
             "{bytes} bytes: is a future held twice, or one that is not there as long as nothing happens?"
         );
     }
