@@ -31,7 +31,7 @@ pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;
 use crate::metric::Registry;
-use crate::offload::{Cells, Denied};
+use crate::offload::Cells;
 use crate::{net, report, worker};
 use channel::Patience;
 use message::{Apply, Start, ToDaemon};
@@ -161,7 +161,6 @@ fn assemble(
         choice,
         registry,
         cells,
-        Arc::<Denied>::default(),
         queue,
         datapath,
     )?;
