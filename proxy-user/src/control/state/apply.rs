@@ -269,6 +269,7 @@ impl Control {
             commands,
             doorbell,
             thread,
+            is_closing: Arc::default(),
         })
     }
 
