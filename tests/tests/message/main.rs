@@ -1,0 +1,136 @@
+//! HTTP/1.1 messages through whole proxies: what is taken, what is refused, and what others read of what goes on.
+
+mod corpus;
+mod witness;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use rig::field::{Field, WEB_V4};
+use rig::scripted::{Script, Scripted};
+use rig::sluice::Sluice;
+use rig::world::socket;
+use rig::{harness, sandbox, tests};
+
+/// Ports of the edge: to the origin itself, to nginx and HAProxy before it, and to what a tool listens on beside the client.
+const DIRECT: u16 = 8080;
+const NGINX: u16 = 8081;
+const HAPROXY: u16 = 8082;
+const TOOL: u16 = 8083;
+
+/// Where the tool listens.
+const TOOL_PORT: u16 = 9900;
+
+const CONFIGURATION: &str = r#"
+[[listener]]
+name    = "direct"
+address = "203.0.113.10:8080"
+
+[[listener]]
+name    = "nginx"
+address = "203.0.113.10:8081"
+
+[[listener]]
+name    = "haproxy"
+address = "203.0.113.10:8082"
+
+[[listener]]
+name    = "tool"
+address = "203.0.113.10:8083"
+
+[[route]]
+listener = "direct"
+match    = { path = "/*" }
+upstream = "direct"
+
+[[route]]
+listener = "nginx"
+match    = { path = "/*" }
+upstream = "nginx"
+
+[[route]]
+listener = "haproxy"
+match    = { path = "/*" }
+upstream = "haproxy"
+
+[[route]]
+listener = "tool"
+match    = { path = "/*" }
+upstream = "tool"
+
+[[upstream]]
+name      = "direct"
+endpoints = ["10.77.1.2:9000"]
+
+[[upstream]]
+name      = "nginx"
+endpoints = ["10.77.1.2:9001"]
+
+[[upstream]]
+name      = "haproxy"
+endpoints = ["10.77.1.2:9002"]
+
+[[upstream]]
+name      = "tool"
+endpoints = ["10.77.0.2:9900"]
+
+[tunables]
+"http.head_timeout"     = "1s"
+"http.body_timeout"     = "1s"
+"upstream.head_timeout" = "2s"
+"upstream.body_timeout" = "2s"
+"#;
+
+/// Sluice between a client and an origin that keeps what it hears.
+struct World {
+    field: Field,
+    sluice: Sluice,
+    origin: Scripted,
+}
+
+fn main() -> ExitCode {
+    harness::main(
+        World::build,
+        |world| world.sluice.last_words(),
+        tests![
+            each_request_on_file_is_taken_or_refused_as_it_says,
+            each_response_on_file_reaches_its_client_as_it_says,
+        ],
+    )
+}
+
+fn each_request_on_file_is_taken_or_refused_as_it_says(world: &mut World) -> Result<()> {
+    corpus::requests(world)
+}
+
+fn each_response_on_file_reaches_its_client_as_it_says(world: &mut World) -> Result<()> {
+    corpus::responses(world)
+}
+
+impl World {
+    fn build() -> Result<Self> {
+        let field = Field::build()?;
+        let origin = Scripted::start(&field.origins[0], 9000)?;
+        let second = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
+        let script = Script {
+            said: second.into(),
+            ..Script::default()
+        };
+        origin.say("/second", script);
+        let folder = sandbox::folder("etc")?;
+        let file = folder.join("sluice.toml");
+        fs::write(&file, CONFIGURATION).context("write the configuration")?;
+        let sluice = Sluice::start(&field.edge, &file)?;
+        Ok(Self {
+            field,
+            sluice,
+            origin,
+        })
+    }
+}
+
+fn edge(port: u16) -> Result<SocketAddr> {
+    socket(WEB_V4, port)
+}
