@@ -17,6 +17,16 @@ use crate::namespace::Namespace;
 pub struct Script {
     pub said: Vec<u8>,
     pub manner: Manner,
+    /// Each byte is sent by itself.
+    pub is_dribbled: bool,
+}
+
+impl Script {
+    fn say(&self, stream: &mut TcpStream) -> std::io::Result<()> {
+        let size = if self.is_dribbled { 1 } else { usize::MAX };
+        let mut pieces = self.said.chunks(size.min(self.said.len()).max(1));
+        pieces.try_for_each(|piece| stream.write_all(piece))
+    }
 }
 
 /// One request as it was heard.
@@ -112,7 +122,7 @@ impl Scripted {
                 ..Heard::default()
             };
             if script.manner == Manner::Early {
-                stream.write_all(&script.said)?;
+                script.say(&mut stream)?;
             }
             heard.is_whole = take_body(&mut stream, &mut read, &mut heard)?;
             let is_whole = heard.is_whole;
@@ -123,17 +133,17 @@ impl Scripted {
                 return Ok(());
             }
             match script.manner {
-                Manner::Stays => stream.write_all(&script.said)?,
+                Manner::Stays => script.say(&mut stream)?,
                 Manner::Early => {}
                 Manner::Closes => {
-                    stream.write_all(&script.said)?;
+                    script.say(&mut stream)?;
                     stream.shutdown(Shutdown::Write)?;
                     // Whoever closes at once resets what still comes, and with it what was said.
                     while stream.read(&mut [0; 4096])? > 0 {}
                     return Ok(());
                 }
                 Manner::Resets => {
-                    stream.write_all(&script.said)?;
+                    script.say(&mut stream)?;
                     // What was said is to arrive before the reset does.
                     thread::sleep(Duration::from_millis(100));
                     return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
@@ -157,7 +167,7 @@ fn plain(path: &str, is_head: bool) -> Script {
     }
     Script {
         said: said.into_bytes(),
-        manner: Manner::Stays,
+        ..Script::default()
     }
 }
 

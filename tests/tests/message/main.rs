@@ -79,8 +79,8 @@ endpoints = ["10.77.0.2:9900"]
 [tunables]
 "http.head_timeout"     = "1s"
 "http.body_timeout"     = "1s"
-"upstream.head_timeout" = "2s"
-"upstream.body_timeout" = "2s"
+"upstream.head_timeout" = "1s"
+"upstream.body_timeout" = "1s"
 "#;
 
 /// Sluice between a client and an origin that keeps what it hears.
