@@ -42,7 +42,7 @@ pub struct Case {
     pub title: String,
     pub answers: Vec<Answer>,
     /// There is none, and that is right.
-    is_unanswered: bool,
+    pub is_unanswered: bool,
     pub then: Then,
     pub client: Client,
     pub origin: Origin,

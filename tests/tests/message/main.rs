@@ -1,5 +1,6 @@
 //! HTTP/1.1 messages through whole proxies: what is taken, what is refused, and what others read of what goes on.
 
+mod behind;
 mod corpus;
 mod witness;
 
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         tests![
             each_request_on_file_is_taken_or_refused_as_it_says,
             each_response_on_file_reaches_its_client_as_it_says,
+            what_is_taken_means_the_same_to_nginx_and_haproxy,
         ],
     )
 }
@@ -109,16 +111,15 @@ fn each_response_on_file_reaches_its_client_as_it_says(world: &mut World) -> Res
     corpus::responses(world)
 }
 
+fn what_is_taken_means_the_same_to_nginx_and_haproxy(world: &mut World) -> Result<()> {
+    behind::compare(world)
+}
+
 impl World {
     fn build() -> Result<Self> {
         let field = Field::build()?;
         let origin = Scripted::start(&field.origins[0], 9000)?;
-        let second = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
-        let script = Script {
-            said: second.into(),
-            ..Script::default()
-        };
-        origin.say("/second", script);
+        second(&origin);
         let folder = sandbox::folder("etc")?;
         let file = folder.join("sluice.toml");
         fs::write(&file, CONFIGURATION).context("write the configuration")?;
@@ -129,6 +130,16 @@ impl World {
             origin,
         })
     }
+}
+
+/// The answer to the request that follows each message.
+fn second(origin: &Scripted) {
+    let said = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
+    let script = Script {
+        said: said.into(),
+        ..Script::default()
+    };
+    origin.say("/second", script);
 }
 
 fn edge(port: u16) -> Result<SocketAddr> {
