@@ -172,14 +172,14 @@ fn plain(path: &str, is_head: bool) -> Script {
 }
 
 /// The path of a request's target.
-fn path_of(head: &[u8]) -> String {
+pub fn path_of(head: &[u8]) -> String {
     let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     let path = target.split(|byte| *byte == b'?').next();
     String::from_utf8_lossy(path.unwrap_or_default()).into_owned()
 }
 
 /// The next head; None at the end of the connection. Bytes in front of an end that are no head are none either.
-fn take_head(stream: &mut TcpStream, read: &mut Vec<u8>) -> std::io::Result<Option<Vec<u8>>> {
+pub fn take_head(stream: &mut TcpStream, read: &mut Vec<u8>) -> std::io::Result<Option<Vec<u8>>> {
     loop {
         if let Some(end) = find(read, b"\r\n\r\n") {
             let rest = read.split_off(end + 4);
@@ -192,7 +192,7 @@ fn take_head(stream: &mut TcpStream, read: &mut Vec<u8>) -> std::io::Result<Opti
 }
 
 /// Reads the body behind a head; whether it came to its end. Two framings in one head would be read as none, and seen.
-fn take_body(
+pub fn take_body(
     stream: &mut TcpStream,
     read: &mut Vec<u8>,
     heard: &mut Heard,

@@ -2,6 +2,7 @@
 
 mod behind;
 mod corpus;
+mod crossing;
 mod witness;
 
 use std::fs;
@@ -15,11 +16,13 @@ use rig::sluice::Sluice;
 use rig::world::socket;
 use rig::{harness, sandbox, tests};
 
-/// Ports of the edge: to the origin itself, to nginx and HAProxy before it, and to what a tool listens on beside the client.
+/// Ports of the edge: to the origin itself, to nginx and HAProxy before it, to what a tool listens on beside the client, and
+/// to the origin of a crowd.
 const DIRECT: u16 = 8080;
 const NGINX: u16 = 8081;
 const HAPROXY: u16 = 8082;
 const TOOL: u16 = 8083;
+const CROWD: u16 = 8084;
 
 /// Where the tool listens.
 const TOOL_PORT: u16 = 9900;
@@ -41,6 +44,10 @@ address = "203.0.113.10:8082"
 name    = "tool"
 address = "203.0.113.10:8083"
 
+[[listener]]
+name    = "crowd"
+address = "203.0.113.10:8084"
+
 [[route]]
 listener = "direct"
 match    = { path = "/*" }
@@ -60,6 +67,15 @@ upstream = "haproxy"
 listener = "tool"
 match    = { path = "/*" }
 upstream = "tool"
+
+[[route]]
+listener = "crowd"
+match    = { path = "/*" }
+upstream = "crowd"
+
+[[upstream]]
+name      = "crowd"
+endpoints = ["10.77.1.2:9003"]
 
 [[upstream]]
 name      = "direct"
@@ -99,6 +115,8 @@ fn main() -> ExitCode {
             each_request_on_file_is_taken_or_refused_as_it_says,
             each_response_on_file_reaches_its_client_as_it_says,
             what_is_taken_means_the_same_to_nginx_and_haproxy,
+            no_answer_of_a_thousand_clients_crosses_over_whatever_else_breaks,
+            an_answer_that_crosses_over_is_noticed,
         ],
     )
 }
@@ -113,6 +131,16 @@ fn each_response_on_file_reaches_its_client_as_it_says(world: &mut World) -> Res
 
 fn what_is_taken_means_the_same_to_nginx_and_haproxy(world: &mut World) -> Result<()> {
     behind::compare(world)
+}
+
+fn no_answer_of_a_thousand_clients_crosses_over_whatever_else_breaks(
+    world: &mut World,
+) -> Result<()> {
+    crossing::crowd(world)
+}
+
+fn an_answer_that_crosses_over_is_noticed(world: &mut World) -> Result<()> {
+    crossing::planted(world)
 }
 
 impl World {
