@@ -17,7 +17,12 @@ pub struct Package<'a> {
 }
 
 /// Packages that start a service when they are installed, and its name. We start our own, on their own ports, where they are needed.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx"), ("haproxy", "haproxy")];
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx-light", "nginx"),
+    ("haproxy", "haproxy"),
+    ("varnish", "varnish"),
+    ("varnish", "varnishncsa"),
+];
 
 /// Debian's `rustc-web` brings what the kernel half needs ready made: a compiler whose LLVM is 22, and `core` for
 /// bpfel-unknown-none. It stands beside rustup's toolchain, which builds the user half.
@@ -31,6 +36,10 @@ const PACKAGES: &[Package<'static>] = &[
     package("libc6-dev", "headers for both"),
     package("nginx-light", "the origins of demo and tests"),
     package("curl", "the client of demo and tests"),
+    package("haproxy", "reads in tests what we forward"),
+    package("slowhttptest", "slow clients of tests"),
+    package("varnish", "varnishtest, which scripts both sides of a test"),
+    package("python3", "another client of tests"),
     package("openssl", "makes certificates for demo and tests"),
     package("iproute2", "makes network namespaces"),
     package("ethtool", "sets up veth pairs, and reads their statistics"),

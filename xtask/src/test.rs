@@ -90,6 +90,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "layer7",
             "--test",
+            "message",
+            "--test",
             "probe",
             "--no-fail-fast",
         ],
@@ -135,15 +137,8 @@ impl Count {
         }
     }
 
-    /// The bench measures HAProxy, and sees it when it is slowed down on purpose; what is not installed is skipped aloud.
+    /// The bench measures HAProxy, and sees it when it is slowed down on purpose.
     fn bench(&mut self) {
-        let haproxy = setup::Package {
-            name: "haproxy",
-            purpose: "tests of the bench slow it down on purpose",
-        };
-        if let Err(error) = setup::install(&[haproxy]) {
-            say::failed(&format!("{error:#}"));
-        }
         self.tests(
             "The bench, from its command line to its report",
             &["test", "--package", "bench", "--test", "end_to_end"],
