@@ -36,14 +36,18 @@ const PACKAGES: &[Package<'static>] = &[
     package("libc6-dev", "headers for both"),
     package("nginx-light", "the origins of demo and tests"),
     package("curl", "the client of demo and tests"),
-    package("haproxy", "reads in tests what we forward"),
-    package("slowhttptest", "slow clients of tests"),
-    package("varnish", "varnishtest, which scripts both sides of a test"),
-    package("python3", "another client of tests"),
     package("openssl", "makes certificates for demo and tests"),
     package("iproute2", "makes network namespaces"),
     package("ethtool", "sets up veth pairs, and reads their statistics"),
     package("procps", "ps and sysctl, to look at what runs"),
+];
+
+/// What some tests drive us with; the demo does without.
+const TOOLS: &[Package<'static>] = &[
+    package("haproxy", "reads in tests what we forward, and is measured"),
+    package("slowhttptest", "slow clients"),
+    package("varnish", "varnishtest, which scripts both sides of a test"),
+    package("python3", "a client of its own kind"),
 ];
 
 const BPF_LINKER: &str = "0.13.0";
@@ -61,6 +65,11 @@ pub fn run() -> Result<()> {
     install(PACKAGES)?;
     install_bpf_linker()?;
     install_components()
+}
+
+/// What the tests want beside; a test skips, aloud, what could not be installed.
+pub fn tools() -> Result<()> {
+    install(TOOLS)
 }
 
 /// Installs those of these packages that are missing.

@@ -29,6 +29,9 @@ struct Count {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     setup::run()?;
+    if let Err(error) = setup::tools() {
+        say::failed(&format!("{error:#}"));
+    }
     let mut count = Count::default();
     count.check("Formatting", || quiet(&["fmt", "--all", "--check"]));
     count.check("Tidy", || tidy::run(&tidy::Arguments::check()));

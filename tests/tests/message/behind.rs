@@ -12,6 +12,7 @@ use rig::scripted::{Heard, Scripted};
 use rig::{sandbox, wait};
 
 use crate::corpus::send;
+use crate::tool::expect_program;
 use crate::witness::{Meaning, meaning};
 use crate::{DIRECT, HAPROXY, NGINX, World, second};
 
@@ -33,6 +34,7 @@ struct Behind {
 }
 
 pub fn compare(world: &mut World) -> Result<()> {
+    expect_program("haproxy")?;
     let behind = Behind::start(world)?;
     let is_taken = |case: &Case| case.reached.is_some() && case.then != Then::Torn;
     // The host that a client of HTTP/1.0 did not name is the endpoint's, and these are three.
