@@ -8,30 +8,36 @@ const EXTENSION_BYTES_MAX: usize = 24;
 const TRAILER_BYTES_MAX: usize = 40;
 
 /// A target of fuzzing: the first byte is the size of the pieces in which the rest arrives.
+pub fn chunked(data: &[u8]) {
+    if let Some((size, wire)) = data.split_first() {
+        check(wire, usize::from(*size).max(1));
+    }
+}
+
+/// Decodes a body that arrives in pieces of this size: whether it is taken.
 ///
 /// Wherever it is cut it comes to the same; it is taken where a reader written from the grammar takes it; and what is
 /// taken is written as a body of the same data.
-pub fn chunked(data: &[u8]) {
-    let Some((size, wire)) = data.split_first() else {
-        return;
-    };
+pub(super) fn check(wire: &[u8], size: usize) -> bool {
     let whole = decode(wire, wire.len().max(1));
-    assert_eq!(decode(wire, usize::from(*size).max(1)), whole);
+    assert_eq!(decode(wire, size), whole);
     assert_eq!(read_by_the_grammar(wire), whole);
-    if let Some((body, _)) = whole {
-        let mut encoder = BodyEncoder::new(Framing::Chunked);
-        let mut anew = Vec::new();
-        for run in body.chunks(usize::from(*size).max(1)) {
-            let frame = encoder.frame(run.len());
-            assert!(frame.is_ok());
-            anew.extend(frame.iter().flat_map(|frame| frame.prefix()));
-            anew.extend(run);
-            anew.extend(frame.iter().flat_map(|frame| frame.suffix()));
-        }
-        anew.extend(encoder.end().unwrap_or_default());
-        let length = anew.len();
-        assert_eq!(decode(&anew, 7), Some((body, length)));
+    let Some((body, _)) = whole else {
+        return false;
+    };
+    let mut encoder = BodyEncoder::new(Framing::Chunked);
+    let mut anew = Vec::new();
+    for run in body.chunks(size) {
+        let frame = encoder.frame(run.len());
+        assert!(frame.is_ok());
+        anew.extend(frame.iter().flat_map(|frame| frame.prefix()));
+        anew.extend(run);
+        anew.extend(frame.iter().flat_map(|frame| frame.suffix()));
     }
+    anew.extend(encoder.end().unwrap_or_default());
+    let length = anew.len();
+    assert_eq!(decode(&anew, 7), Some((body, length)));
+    true
 }
 
 /// The data of a body that arrives in pieces of this size, and where it ends; None for one that is refused or has no end.
