@@ -29,7 +29,7 @@ pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;
 use crate::metric::Registry;
-use crate::offload::{Cells, Denied};
+use crate::offload::Cells;
 use crate::{net, report, worker};
 use channel::Patience;
 use message::{Apply, Start, ToDaemon};
@@ -156,7 +156,6 @@ fn assemble(
         choice,
         registry,
         cells,
-        Arc::<Denied>::default(),
         queue,
         datapath,
     )?;

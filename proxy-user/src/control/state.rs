@@ -68,10 +68,10 @@ impl Control {
         net: net::Choice,
         registry: Arc<Registry>,
         cells: Arc<Cells>,
-        denied: Arc<Denied>,
         reports: report::Queue,
         datapath: Option<Writer>,
     ) -> Result<Self> {
+        let denied = Arc::<Denied>::default();
         registry
             .control
             .daemon_restarts
