@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proxy_ebpf::abi::size;
+use serde::{Deserialize, Serialize};
 
 use super::{Class, Kind, Tunable};
 
@@ -111,7 +112,7 @@ macro_rules! tree {
 macro_rules! words {
     ($(#[$doc:meta])* $Words:ident { $($(#[$of:meta])* $Word:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $Words { $($(#[$of])* $Word,)* }
 
         impl $Words {
@@ -123,6 +124,18 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// Through what workers ask the kernel for connections and bytes.
+    NetBackend {
+        /// io_uring, and epoll where the host refuses that.
+        Auto = "auto",
+        /// io_uring, or no start.
+        Uring = "uring",
+        /// epoll, and no io_uring anywhere.
+        Epoll = "epoll",
+    }
 }
 
 words! {
@@ -161,6 +174,7 @@ words! {
 
 tree! {
     net: Net {
+        backend: word[NetBackend] Restart "What moves bytes to and from the kernel: uring, epoll, or auto, which is epoll where io_uring is refused.";
         backlog: count[4096, 16, 65535] Restart "Connections that wait to be accepted, for each listening socket.";
         buffer_bytes: bytes[16 * KIB, 4 * KIB, 256 * KIB] Restart "Size of one receive buffer.";
         buffers: power[1024, 16, 32_768] Restart "Receive buffers of each worker, shared by its connections.";

@@ -28,7 +28,7 @@ impl Control {
                     .add(self.datapath.as_mut(), source, OPERATOR, duration);
                 if banned.is_ok() {
                     log::info!("banned: source={source} rule={OPERATOR} for={duration:?}");
-                    self.close_source(source);
+                    self.close_denied();
                     self.remember();
                 }
                 let _ = way_back.send(banned.map_err(|error| format!("{error:#}")));
@@ -104,10 +104,10 @@ impl Control {
                 close: Vec::new(),
             });
         }
-        if let Some(datapath) = &mut self.datapath {
-            if let Err(error) = datapath.apply(&snapshot) {
-                log::error!("the kernel half keeps its limits: {error:#}");
-            }
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = datapath.apply(&snapshot)
+        {
+            log::error!("the kernel half keeps its limits: {error:#}");
         }
         self.snapshot = Some(snapshot);
         self.remember();
@@ -115,6 +115,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             start_time_seconds: self
@@ -165,6 +166,7 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
             changes: &self.changes,
             registry: &self.registry,
