@@ -66,6 +66,19 @@ impl Tally {
     }
 }
 
+/// So many connections and datagrams, in turn, until one fails: what became of the connections, and of the datagrams.
+pub fn tcp_and_udp(to: SocketAddr, rounds: u8) -> [Tally; 2] {
+    let [mut tcp, mut udp] = [Tally::default(), Tally::default()];
+    for number in 0..rounds {
+        if !tcp.failures.is_empty() || !udp.failures.is_empty() {
+            break;
+        }
+        tcp.count(tcp_echo(to, 20_000, number));
+        udp.count(udp_echo(to, &[number; 100]));
+    }
+    [tcp, udp]
+}
+
 /// A connection to an echo, from a source address if one is given.
 pub fn connect(from: Option<IpAddr>, to: SocketAddr) -> Result<TcpStream> {
     let socket =

@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod client;
 pub mod dice;
 pub mod field;
+pub mod flow;
 pub mod fuzz;
 pub mod generated;
 pub mod harness;

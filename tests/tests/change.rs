@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use rig::client::connect;
 use rig::field::{CLIENT_V4, Field, L4_V4, ORIGINS};
+use rig::flow::{Flow, round};
 use rig::namespace::Namespace;
 use rig::sluice::Sluice;
 use rig::world::socket;
@@ -36,13 +36,6 @@ struct Stage {
     path: PathBuf,
     /// Whether each echo takes new connections.
     listens: Vec<Arc<AtomicBool>>,
-}
-
-/// A connection to an echo, and who answers it.
-struct Flow {
-    stream: TcpStream,
-    endpoint: String,
-    rounds: u64,
 }
 
 fn main() -> ExitCode {
@@ -188,51 +181,13 @@ fn echo(listener: TcpListener, label: &str, listens: &AtomicBool) -> Result<()> 
     }
 }
 
-fn open(to: SocketAddr) -> Result<Flow> {
-    let mut stream = connect(None, to)?;
-    let mut name = [0; 8];
-    stream
-        .read_exact(&mut name)
-        .context("read the endpoint's name")?;
-    Ok(Flow {
-        stream,
-        endpoint: String::from_utf8_lossy(&name).trim_end().to_owned(),
-        rounds: 0,
-    })
-}
-
-impl Flow {
-    /// 64 bytes that no other flow and no other round has.
-    fn message(&self, number: usize) -> Vec<u8> {
-        let words = [number as u64, self.rounds];
-        words.map(u64::to_be_bytes).concat().repeat(4)
-    }
-}
-
-/// Every flow sends once and hears exactly that.
-fn round(flows: &mut [Flow]) -> Result<()> {
-    for (number, flow) in flows.iter_mut().enumerate() {
-        let message = flow.message(number);
-        let sent = flow.stream.write_all(&message);
-        sent.with_context(|| format!("flow {number} to {} broke", flow.endpoint))?;
-    }
-    for (number, flow) in flows.iter_mut().enumerate() {
-        let mut back = [0; 64];
-        let heard = flow.stream.read_exact(&mut back);
-        heard.with_context(|| format!("flow {number} to {} broke", flow.endpoint))?;
-        ensure!(back[..] == flow.message(number), "its echo differs");
-        flow.rounds += 1;
-    }
-    Ok(())
-}
-
 fn open_some(stage: &Stage, count: usize) -> Result<Vec<Flow>> {
     stage.field.client.inside(|| {
         let mut flows = Vec::new();
         for port in [DIRECT_PORT, NAT_PORT] {
             let to = socket(L4_V4, port)?;
             for _ in 0..count {
-                flows.push(open(to)?);
+                flows.push(Flow::open(to)?);
             }
         }
         Ok(flows)
@@ -245,7 +200,7 @@ fn new_flows(stage: &Stage, port: u16, count: usize) -> Result<BTreeMap<String, 
     stage.field.client.inside(|| {
         let mut shares = BTreeMap::new();
         for _ in 0..count {
-            *shares.entry(open(to)?.endpoint).or_default() += 1;
+            *shares.entry(Flow::open(to)?.endpoint).or_default() += 1;
         }
         Ok(shares)
     })

@@ -1,14 +1,14 @@
 //! Two edges with the same hash key behind a router that spreads flows over both: they choose alike, and one can go without a reset.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use rig::client::connect;
 use rig::field::{CLIENT_V4, L4_V4};
+use rig::flow::{Flow, round};
 use rig::namespace::Namespace;
 use rig::pass::Pass;
 use rig::process::Process;
@@ -214,38 +214,23 @@ impl Fleet {
 
 fn flows_of_an_edge_that_goes_go_on_at_the_other(fleet: &mut Fleet) -> Result<()> {
     let to = socket(L4_V4, PORT)?;
-    let mut flows = fleet.client.inside(|| -> Result<Vec<_>> {
-        let open = || {
-            let mut reader = BufReader::new(connect(None, to)?);
-            let mut name = String::new();
-            reader.read_line(&mut name).context("who answers")?;
-            Ok((reader, name))
-        };
-        (0..FLOWS).map(|_| open()).collect()
-    })?;
-    let mut names: Vec<&str> = flows.iter().map(|(_, name)| name.trim()).collect();
+    let open = || {
+        (0..FLOWS)
+            .map(|_| Flow::open(to))
+            .collect::<Result<Vec<_>>>()
+    };
+    let mut flows = fleet.client.inside(open)?;
+    let mut names: Vec<&str> = flows.iter().map(|flow| flow.endpoint.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     ensure!(names.len() == ENDPOINTS, "{names:?}");
     let before = fleet.received()?;
     ensure!(before.iter().all(|packets| *packets > 100), "{before:?}");
-    let mut round = |number: u8| -> Result<()> {
-        for (index, (reader, _)) in flows.iter_mut().enumerate() {
-            let message = [number, index as u8, 7, 7];
-            let mut back = [0; 4];
-            reader.get_mut().write_all(&message).context("send")?;
-            reader
-                .read_exact(&mut back)
-                .with_context(|| format!("flow {index} broke in round {number}"))?;
-            ensure!(back == message, "another flow's echo");
-        }
-        Ok(())
-    };
-    round(0)?;
+    round(&mut flows)?;
     fleet.router.ip("link set edge2 down")?;
     let gone = fleet.received()?[1];
-    round(1)?;
-    round(2)?;
+    round(&mut flows)?;
+    round(&mut flows)?;
     let after = fleet.received()?;
     ensure!(after[1] == gone, "the edge that is gone had packets");
     ensure!(

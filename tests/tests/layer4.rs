@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use rig::capture::Captures;
-use rig::client::{Tally, tcp_echo, udp_echo};
+use rig::client::{Tally, tcp_and_udp, tcp_echo, udp_echo};
 use rig::field::{L4_V4, L4_V6};
 use rig::ledger::Ledger;
 use rig::load::Load;
@@ -70,15 +70,8 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
     let mut tallies = vec![];
     for address in [L4_V4, L4_V6] {
         let to = socket(address, ECHO_PORT)?;
-        let (tcp, udp) = world.field.client.inside(|| {
-            let (mut tcp, mut udp) = (Tally::default(), Tally::default());
-            for number in 0..60_u8 {
-                tcp.count(tcp_echo(to, 20_000, number));
-                udp.count(udp_echo(to, &[number; 100]));
-            }
-            (tcp, udp)
-        });
-        tallies.extend([(address, tcp), (address, udp)]);
+        let both = world.field.client.inside(|| tcp_and_udp(to, 60));
+        tallies.extend(both.map(|tally| (address, tally)));
     }
     // First what arrived: it tells why a connection failed.
     let right = captures.finish()?;

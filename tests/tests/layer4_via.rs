@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use proxy_ebpf::object;
 use rig::capture::Captures;
-use rig::client::{PATIENCE, Tally, exchange_datagram, split_echo, tcp_echo, udp_echo, udp_socket};
+use rig::client::{
+    PATIENCE, Tally, exchange_datagram, split_echo, tcp_and_udp, tcp_echo, udp_echo, udp_socket,
+};
 use rig::field::{Field, L4_V4, L4_V6, NAT_V4, at};
 use rig::ledger::Ledger;
 use rig::load::Load;
@@ -139,19 +141,8 @@ fn traffic(stage: &Stage, via: &str) -> Result<()> {
     ensure!(faults_before.len() > 7, "{faults_before:?}");
     for address in [L4_V4, L4_V6] {
         let to = socket(address, ECHO_PORT)?;
-        let (tcp, udp) = field.client.inside(|| {
-            let (mut tcp, mut udp) = (Tally::default(), Tally::default());
-            for number in 0..40_u8 {
-                if !tcp.failures.is_empty() || !udp.failures.is_empty() {
-                    break;
-                }
-                // What does not fit into the tunnel is told to the client, which then sends less.
-                tcp.count(tcp_echo(to, 20_000, number));
-                udp.count(udp_echo(to, &[number; 100]));
-            }
-            (tcp, udp)
-        });
-        for tally in [tcp, udp] {
+        // What does not fit into the tunnel is told to the client, which then sends less.
+        for tally in field.client.inside(|| tcp_and_udp(to, 40)) {
             tally
                 .expect_no_failure()
                 .with_context(|| address.to_owned())?;

@@ -95,6 +95,11 @@ pub mod flow_state {
 }
 
 impl NatFlow {
+    /// Whether the flow still has its port at a time of CLOCK_MONOTONIC_COARSE.
+    pub const fn lives(&self, nat: &Nat, now_ns: u64) -> bool {
+        self.seen_ns != 0 && now_ns.saturating_sub(self.seen_ns) < self.idle_ns(nat)
+    }
+
     /// Nanoseconds after its last packet in which the flow keeps its port.
     pub const fn idle_ns(&self, nat: &Nat) -> u64 {
         const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;

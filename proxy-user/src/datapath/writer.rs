@@ -3,6 +3,7 @@
 mod bans;
 mod counts;
 mod entry;
+mod flows;
 mod reach;
 mod retire;
 mod ring;
@@ -475,26 +476,18 @@ impl Writer {
     fn forget_flows(&mut self) -> Result<()> {
         const IN_USE: &str = "datapath.nat cannot change while flows use it: sources may be added at the end and nothing else; \
              to change it all the same, run `sluice datapath down`, which cuts these flows, and start again";
-        let now_ns = now_ns();
-        let mut old = Vec::new();
-        for entry in self.flows.iter() {
-            // More than there is room for: the table changes under the walk, for flows come and go.
-            if old.len() > self.nat_flows.len() as usize {
-                bail!(IN_USE);
-            }
+        let entries = self.flows.iter().map(|entry| {
             let (Value(key), Value(index)) = entry?;
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let flow = self.nat_flows.get(&index, 0).map(|Value(flow)| flow).ok();
-            let lives = flow.is_some_and(|flow| {
-                flow.key == key
-                    && flow.seen_ns > 0
-                    && now_ns.saturating_sub(flow.seen_ns) < flow.idle_ns(&self.state.nat)
-            });
-            if lives {
-                bail!(IN_USE);
-            }
-            old.push((key, index));
-        }
+            Ok((key, u32::try_from(index).unwrap_or(u32::MAX)))
+        });
+        let (now_ns, nat) = (now_ns(), &self.state.nat);
+        let lives = |key: &abi::FlowKey, index| {
+            let flow = self.nat_flows.get(&index, 0);
+            flow.is_ok_and(|Value(flow)| flow.key == *key && flow.lives(nat, now_ns))
+        };
+        let Some(old) = flows::dead(entries, lives, self.nat_flows.len())? else {
+            bail!(IN_USE);
+        };
         let unused: abi::NatFlow = bytemuck::Zeroable::zeroed();
         for (key, index) in old {
             change(&mut self.flows, key, None)?;

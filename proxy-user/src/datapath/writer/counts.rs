@@ -10,7 +10,7 @@ use proxy_ebpf::abi::Signs;
 use proxy_ebpf::verdict::Verdict;
 
 use super::entry::{signs, sum, traffic};
-use super::{OPERATOR, Writer};
+use super::{OPERATOR, Writer, flows};
 
 /// The flows are counted one by one, so not at every question.
 const FLOWS_COUNTED_EVERY: Duration = Duration::from_secs(5);
@@ -95,9 +95,7 @@ impl Writer {
         match self.flows_counted {
             Some((at, count)) if now.duration_since(at) < FLOWS_COUNTED_EVERY => count,
             _ => {
-                // The walk begins anew where the key that it stands on was deleted: under churn only a bound ends it.
-                let bound = self.nat_flows.len() as usize;
-                let count = self.flows.keys().filter_map(Result::ok).take(bound).count() as u64;
+                let count = flows::count(self.flows.keys(), self.nat_flows.len());
                 self.flows_counted = Some((now, count));
                 count
             }
