@@ -55,7 +55,8 @@ const GOALS: &[Goal] = &[
     required("packet", "nat-tcp4/1", Floor("floor/tx"), 130.0 / 21.0),
     required("packet", "not-ours/1", Floor("floor/pass"), 50.0 / 21.0),
     required("packet", "syn-new/524288", Own("ipip-tcp4/524288"), 1.1),
-    required("endpoint-change", "1", Nothing, 2.0),
+    required("endpoint-change", "in-daemon", Nothing, 2.0),
+    wanted("endpoint-change", "by-command", Nothing, 2.0),
 ];
 
 /// Ourselves, without the uring.
@@ -87,8 +88,8 @@ const REASONS: &[(&str, &str, &str)] = &[
     ),
     (
         "endpoint-change",
-        "",
-        "a change of endpoints is a reload of the whole configuration so far, by SIGHUP",
+        "by-reload",
+        "a reload reads the whole configuration again; `sluice endpoint` does not",
     ),
 ];
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::endpoints::Changes;
 use super::message::Start;
-use crate::config::ListenerMode;
+use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::net;
@@ -59,12 +60,16 @@ pub struct Listener {
 pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of the file that a command removed; a reload brings them back.
+    pub removed: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
+    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that.
+    pub origin: String,
     /// What probes say; an endpoint that is not probed is believed healthy.
     pub healthy: bool,
     pub probed: bool,
@@ -97,6 +102,7 @@ pub(super) struct Facts<'c> {
     pub start: &'c Start,
     pub net: &'c net::Choice,
     pub snapshot: Option<&'c Snapshot>,
+    pub changes: &'c Changes,
     pub registry: &'c Registry,
     pub uptime: Duration,
     pub bans: u64,
@@ -166,9 +172,15 @@ impl Facts<'_> {
         };
         let pairs = snapshot.upstreams.iter().zip(&snapshot.config.upstreams);
         let upstreams = pairs.map(|(upstream, config)| {
+            let changes = self.changes.of(&config.name);
+            let origin = |address| match changes.change(address) {
+                Some(_) => Origin::Runtime.to_string(),
+                None => config.at.to_string(),
+            };
             let endpoints = upstream.endpoints.iter().map(|endpoint| Endpoint {
                 address: endpoint.address,
                 weight: endpoint.weight,
+                origin: origin(endpoint.address),
                 healthy: endpoint.health().is_healthy(),
                 probed: config.probe.is_some(),
                 resolved: self
@@ -180,6 +192,7 @@ impl Facts<'_> {
             Upstream {
                 name: upstream.name.clone(),
                 endpoints: endpoints.collect(),
+                removed: changes.removed().collect(),
             }
         });
         upstreams.collect()

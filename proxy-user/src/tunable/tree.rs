@@ -195,6 +195,7 @@ tree! {
     }
     upstream: Upstream {
         connect_timeout: duration[5 * S, 10 * MS, 5 * MINUTE] Live "Longest wait for a connection to an endpoint; then another, or 504.";
+        endpoints_max: count[4096, 1, 65_536] Live "Endpoints of one upstream up to which commands may add to it.";
         failed_hold: duration[10 * S, 0, HOUR] Live "How long an endpoint that refused a connection is left out while another one is there.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
@@ -208,6 +209,7 @@ tree! {
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
         listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
+        prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
         upstreams_max: count[size::UPSTREAMS as u64, 16, 65_536] Restart "Upstreams that the kernel half can forward to.";
     }
