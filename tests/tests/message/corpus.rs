@@ -6,9 +6,10 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rig::dice::Dice;
 use rig::http::read_reaction;
 use rig::load::Load;
-use rig::message::{Answer, Case, Client, Pool, Then, read_all};
+use rig::message::{Answer, Case, Client, Origin, Pool, Then, read_all};
 use rig::scripted::{Heard, Script};
 use rig::sluice::Metrics;
 use rig::{client, wait};
@@ -18,6 +19,9 @@ use crate::{DIRECT, World, edge, witness};
 /// Sent behind each message in the same breath: whoever takes it for a part of the message, or the other way round, is found out.
 const SECOND: &[u8] = b"GET /second HTTP/1.1\r\nHost: second.test\r\n\r\n";
 const SECOND_END: &[u8] = b"\r\n\r\nsecond";
+
+/// Responses that are wounded.
+const WOUNDED: usize = 300;
 
 /// Fewer are no proof: see the design.
 const CASES_MIN: usize = 200;
@@ -55,6 +59,97 @@ pub fn responses(world: &mut World) -> Result<()> {
         }
         world.origin.say(&case.path(), script(true));
         run_one(world, case, usize::MAX).context("said byte by byte")
+    })
+}
+
+/// Responses with a small wound or two, most of which are refused or torn; whatever is made of them, it is one answer, and
+/// the second request gets its own.
+pub fn wounded(world: &mut World) -> Result<()> {
+    let good: [&[u8]; 4] = [
+        b"HTTP/1.1 200 OK\r\nX: 1\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+    ];
+    let spice: [&[u8]; 16] = [
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\0",
+        b" ",
+        b":",
+        b";",
+        b"0",
+        b"1",
+        b"f",
+        b"-",
+        b",",
+        b"\xff",
+        b"Content-Length: 3\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+    ];
+    let mut dice = Dice::new(9);
+    let cases: Vec<Case> = (0..WOUNDED)
+        .map(|number| {
+            let mut said = good[number % good.len()].to_vec();
+            for _ in 0..=dice.below(2) {
+                let at = dice.below(said.len());
+                match dice.below(3) {
+                    0 => drop(said.remove(at)),
+                    1 => said[at] ^= 1 << dice.below(8),
+                    _ => drop(said.splice(at..at, dice.one(&spice).iter().copied())),
+                }
+            }
+            let name = format!("wounded-{number}");
+            Case {
+                sent: format!("GET /{name} HTTP/1.1\r\nHost: a.test\r\n\r\n").into(),
+                name,
+                said: Some(said),
+                // Who waits for more that does not come takes its time.
+                origin: [Origin::Closes, Origin::Stays][usize::from(number % 15 == 0)],
+                ..Case::default()
+            }
+        })
+        .collect();
+    run_all(world, &cases, |world, case| {
+        let script = Script {
+            said: case.said.clone().unwrap_or_default(),
+            manner: case.origin,
+            is_dribbled: false,
+        };
+        world.origin.say(&case.path(), script);
+        let (got, is_ended) = world
+            .field
+            .client
+            .inside(|| send(case, DIRECT, usize::MAX))?;
+        let what = || {
+            format!(
+                "{} became {}",
+                shown(case.said.as_deref().unwrap_or_default()),
+                shown(&got)
+            )
+        };
+        let mut responses = witness::responses(&got, false).with_context(what)?;
+        if !is_ended {
+            let second = responses.pop().with_context(what)?;
+            ensure!(
+                second.bytes.ends_with(SECOND_END) && second.is_whole,
+                "{}",
+                what()
+            );
+        }
+        let finals = responses
+            .iter()
+            .filter(|response| response.status >= 200)
+            .count();
+        let is_torn = responses.iter().any(|response| !response.is_whole);
+        ensure!(
+            finals <= 1 && (is_ended || finals == 1) && (is_ended || !is_torn),
+            "{}",
+            what()
+        );
+        Ok(())
     })
 }
 

@@ -356,7 +356,7 @@ fn serve(mut stream: TcpStream, count: &AtomicU64) -> std::io::Result<()> {
                 return Ok(());
             }
             "Late" => {
-                thread::sleep(Duration::from_millis(1300));
+                thread::sleep(Duration::from_millis(2500));
                 stream.write_all(whole(&body).as_bytes())?;
             }
             _ => stream.write_all(whole(&body).as_bytes())?,
