@@ -104,10 +104,10 @@ impl Control {
                 close: Vec::new(),
             });
         }
-        if let Some(datapath) = &mut self.datapath {
-            if let Err(error) = datapath.apply(&snapshot) {
-                log::error!("the kernel half keeps its limits: {error:#}");
-            }
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = datapath.apply(&snapshot)
+        {
+            log::error!("the kernel half keeps its limits: {error:#}");
         }
         self.snapshot = Some(snapshot);
         self.remember();

@@ -133,8 +133,8 @@ impl Control {
         if changes != self.changes {
             log::info!(
                 "endpoints changed at run time: {} now, {} before",
-                changes.len(),
-                self.changes.len()
+                changes.count(),
+                self.changes.count()
             );
         }
         self.changes = changes;
