@@ -10,11 +10,14 @@ mod datapath;
 pub mod diagnostic;
 mod field;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod listener;
 mod load;
 mod names;
 mod pattern;
 mod policy;
+mod prefix;
 mod problem;
 mod route;
 mod settings;
@@ -36,6 +39,7 @@ pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
+pub use prefix::{Nearness, prefixes, shares};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 

@@ -124,6 +124,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             start_time_seconds: self
@@ -174,6 +175,7 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
             changes: &self.changes,
             registry: &self.registry,

@@ -258,7 +258,7 @@ impl Control {
         let thread = worker::start(
             index,
             self.start.cpus[index],
-            net_settings(tunables),
+            net_settings(self.net.backend, tunables),
             worker::Shared {
                 commands: receiver,
                 doorbell: doorbell.clone(),
