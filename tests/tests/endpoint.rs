@@ -59,7 +59,7 @@ fn configuration() -> Result<String> {
     Ok(format!("{text}{TUNABLES}"))
 }
 
-/// As the file says, whatever a test left.
+/// As the file says, whatever a test before left.
 fn reset(world: &World) -> Result<()> {
     world.write(&configuration()?)?;
     world.sluice.reload().map(drop)
@@ -72,6 +72,7 @@ fn run(world: &World, words: &[&str]) -> Result<Output> {
 }
 
 fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Result<()> {
+    reset(world)?;
     let origin3 = &world.field.origins[2];
     origin3.ip("address add 10.77.3.3/24 dev eth0")?;
     for port in 9000..9064 {
@@ -98,6 +99,7 @@ fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Resu
 }
 
 fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {
+    reset(world)?;
     let mut expected = Vec::new();
     for line in block("console")?.lines() {
         if let Some(words) = line.strip_prefix("# sluice endpoint ") {
@@ -113,7 +115,7 @@ fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {
         .map(|(words, said)| format!("# sluice endpoint {}\n{said}", words.join(" ")));
     let shown = shown.collect::<String>();
     ensure!(shown == block("console")?, "{shown}");
-    reset(world)
+    Ok(())
 }
 
 /// Who answers requests over the worker's listener, and those over the kernel's.
@@ -149,6 +151,7 @@ fn change(world: &World, words: &[&str]) -> Result<serde_json::Value> {
 fn an_endpoint_that_comes_and_goes_is_followed_by_both_layers_at_once(
     world: &mut World,
 ) -> Result<()> {
+    reset(world)?;
     expect(world, &["origin1", "origin2"])?;
     let generation = world.sluice.generation()?;
     let added = change(world, &["add", "app", "10.77.3.2:8080"])?;
@@ -185,6 +188,7 @@ fn an_endpoint_that_comes_and_goes_is_followed_by_both_layers_at_once(
 }
 
 fn what_has_begun_stays_when_its_endpoint_is_drained_and_removed(world: &mut World) -> Result<()> {
+    reset(world)?;
     let mut open = world.field.client.inside(|| -> Result<Vec<_>> {
         let mut open = Vec::new();
         for _ in 0..TRIES {
@@ -207,10 +211,11 @@ fn what_has_begun_stays_when_its_endpoint_is_drained_and_removed(world: &mut Wor
     }
     let names: std::collections::BTreeSet<_> = open.iter().map(|(_, name)| name).collect();
     ensure!(names.len() == 2, "{names:?}");
-    reset(world)
+    Ok(())
 }
 
 fn changes_outlive_a_daemon_that_dies_and_end_with_a_reload(world: &mut World) -> Result<()> {
+    reset(world)?;
     change(world, &["add", "app", "10.77.3.2:8080"])?;
     change(world, &["del", "app", "10.77.1.2:8080"])?;
     let old = world.sluice.kill_daemon()?;
@@ -227,6 +232,7 @@ fn changes_outlive_a_daemon_that_dies_and_end_with_a_reload(world: &mut World) -
 }
 
 fn what_makes_no_sense_is_refused_whole_with_a_remedy(world: &mut World) -> Result<()> {
+    reset(world)?;
     let before = world.sluice.status()?["upstreams"].clone();
     for (words, code, said) in [
         (
@@ -276,6 +282,7 @@ fn what_makes_no_sense_is_refused_whole_with_a_remedy(world: &mut World) -> Resu
 }
 
 fn an_endpoint_that_is_added_is_probed(world: &mut World) -> Result<()> {
+    reset(world)?;
     // Nobody listens there.
     change(world, &["add", "app", "10.77.3.2:8081"])?;
     wait::until_true("the probe to find nobody", PATIENCE, || {

@@ -126,6 +126,10 @@ fn each_of_four_thousand_listeners_forwards(stage: &mut Stage) -> Result<()> {
         forwards(stage, &listener(number))?;
     }
     forwards(stage, &listener(LISTENERS - 1))?;
+    let daemon = stage.sluice.daemon()?;
+    let status = fs::read_to_string(format!("/proc/{daemon}/status"))?;
+    let resident = status.lines().find(|line| line.starts_with("VmRSS"));
+    eprintln!("the daemon's {}", resident.context("no memory")?);
     (0..100).try_for_each(|_| forwards(stage, "198.19.0.1"))
 }
 

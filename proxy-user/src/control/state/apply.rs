@@ -63,8 +63,8 @@ impl Control {
         }
     }
 
-    /// Nothing may be changed meanwhile: a generation is about to come into force.
-    pub fn is_applying(&self) -> bool {
+    /// Whether a generation is about to come into force.
+    pub(super) fn is_applying(&self) -> bool {
         self.incoming.is_some()
     }
 
@@ -89,7 +89,11 @@ impl Control {
             return Ok(());
         };
         if self.reaches(&incoming.snapshot, None) || Instant::now() >= incoming.until {
-            return self.put_in_force(incoming);
+            self.put_in_force(incoming)?;
+            for request in std::mem::take(&mut self.deferred) {
+                self.answer(request);
+            }
+            return Ok(());
         }
         self.incoming = Some(incoming);
         Ok(())

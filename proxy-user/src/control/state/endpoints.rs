@@ -63,7 +63,11 @@ impl Control {
 
     /// Gives an upstream, by its index, other endpoints: in the kernel half, which may refuse, then to the workers. The
     /// probes are yet to be set.
-    fn set_endpoints(&mut self, upstream: usize, endpoints: Vec<Endpoint>) -> Result<(), String> {
+    pub(super) fn set_endpoints(
+        &mut self,
+        upstream: usize,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<(), String> {
         let Some(snapshot) = &self.snapshot else {
             return Ok(());
         };
