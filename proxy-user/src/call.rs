@@ -12,7 +12,7 @@ use crate::net::{self, Either, Instant};
 use crate::origin::{OriginConnection, Pool};
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Active, Endpoint};
+use crate::upstream::{Active, Ask, Endpoint};
 
 /// Makes the calls of one worker.
 pub struct Caller {
@@ -31,7 +31,8 @@ pub struct Call<'s> {
     pub index: usize,
     pub endpoint: &'s Endpoint,
     metrics: &'s Arc<metric::Endpoint>,
-    active: Active<'s>,
+    /// Counts it while it is under way.
+    pub active: Active<'s>,
 }
 
 /// The tries that a request has.
@@ -43,6 +44,8 @@ pub struct Tries {
     pub avoid: Option<usize>,
     /// An endpoint that had closed a connection of the pool: it is asked again, on a new one.
     pub renew: Option<usize>,
+    /// What of the request chooses its endpoint, see [`crate::upstream::Upstream::key`].
+    pub key: u64,
 }
 
 /// Why there is no connection for a call.
@@ -109,10 +112,16 @@ impl Caller {
                 .upstreams
                 .get(upstream)
                 .ok_or(ConnectError::NoEndpoint)?;
-            let now_ns = net::now().as_ns();
+            let ask = Ask {
+                worker: self.worker,
+                avoid: tries.avoid,
+                random: self.random(),
+                now_ns: net::now().as_ns(),
+                key: tries.key,
+            };
             let renewed = tries.renew.take();
             let index = renewed
-                .or_else(|| endpoints.choose(self.worker, tries.avoid, self.random(), now_ns))
+                .or_else(|| endpoints.choose(ask))
                 .ok_or(ConnectError::NoEndpoint)?;
             let may_reuse = renewed.is_none();
             match self.connect(snapshot, upstream, index, may_reuse).await {
@@ -153,7 +162,7 @@ impl Caller {
     ) -> Result<Call<'s>, ConnectError> {
         let endpoint = &snapshot.upstreams[upstream].endpoints[index];
         let metrics = &snapshot.endpoint_metrics[upstream][index];
-        let active = endpoint.begin(self.worker);
+        let active = endpoint.begin(self.worker, net::now().as_ns());
         metrics.of(self.worker).calls.add(1);
         let waiting = if may_reuse {
             self.pool.acquire(endpoint.address)
@@ -206,7 +215,7 @@ impl Caller {
     }
 
     fn blame(&self, endpoint: &Endpoint, metrics: &metric::Endpoint, active: Active<'_>) {
-        active.fail();
+        active.fail(net::now().as_ns());
         metrics.of(self.worker).failures.add(1);
         self.reports.send(Report::EndpointFailed {
             address: endpoint.address,

@@ -2,6 +2,7 @@
 
 mod action;
 mod address;
+mod balance;
 mod certificate;
 mod check;
 mod consumer;
@@ -397,10 +398,41 @@ pub struct Upstream {
     pub at: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who of an upstream is asked next.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Balance {
+    /// Each in turn, by weight.
     RoundRobin,
+    /// Any, by weight.
     Random,
+    /// Of so many that are drawn by weight (`u32::MAX` = all), the one with the fewest calls under way.
+    LeastRequest { candidates: u32 },
+    /// Of two that are drawn by weight, the one that is expected to answer first.
+    Ewma,
+    /// The one that a ring has for something that the request says.
+    Maglev(Hashing),
+}
+
+/// What of a request chooses its endpoint, and how far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashing {
+    pub key: HashKey,
+    /// Calls that an endpoint may have under way, in per cent of the mean of all; the next one in the ring takes what is more.
+    pub load_percent_max: Option<u32>,
+}
+
+/// What is hashed; the client's address where a request does not have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    Address,
+    /// The value of a header field (lower case name).
+    Header(String),
+    Cookie(String),
+    Path,
+    /// The whole query.
+    Query,
+    /// One parameter of the query.
+    Parameter(String),
 }
 
 /// One address in an upstream.

@@ -6,24 +6,19 @@ use std::time::Duration;
 use super::address::parse_endpoint_address;
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Balance, Endpoint, PathMatch, Probe, ProbeKind, Upstream};
+use super::{Endpoint, PathMatch, Probe, ProbeKind, Upstream, balance};
 use crate::config::pattern::parse_path;
 
-/// Highest weight of an endpoint.
+/// Highest weight of an endpoint, and most endpoints of an upstream: a ring names them in 16 bits.
 const WEIGHT_MAX: u32 = 1000;
+const ENDPOINTS_MAX: usize = 4096;
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
     let name = section.find("name").and_then(|value| value.as_text());
-    let balance = section.find("balance").map(|value| {
-        let words = [
-            ("round_robin", Balance::RoundRobin),
-            ("random", Balance::Random),
-        ];
-        value.word(&words, &["least_request", "ewma", "maglev"])
-    });
+    let balance = balance::balance(section);
     let endpoints = section
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
         .and_then(|value| endpoints(&value));
@@ -32,7 +27,7 @@ pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
     section.finish();
     Some(Upstream {
         name: name?.to_owned(),
-        balance: balance.unwrap_or(Some(Balance::RoundRobin))?,
+        balance: balance?,
         endpoints: endpoints?,
         probe: match probe {
             Some(probe) => Some(probe?),
@@ -50,6 +45,12 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
         return value
             .spot
             .refuse("an upstream without endpoints", "", Some(help));
+    }
+    if items.len() > ENDPOINTS_MAX {
+        let message = format!("an upstream of {} endpoints", items.len());
+        return value
+            .spot
+            .refuse(message, &format!("at most {ENDPOINTS_MAX}"), None);
     }
     let mut first: HashMap<_, Spot<'_>> = HashMap::new();
     let (mut endpoints, mut is_good) = (Vec::new(), true);

@@ -101,6 +101,7 @@ async fn try_endpoints(
         left: route.retries.unwrap_or(limits.retries),
         avoid: None,
         renew: None,
+        key: snapshot.upstreams[upstream].key(request, exchange.client.address),
     };
     // A body is gone once it was sent, and who asks for a change twice may get it twice.
     let is_repeatable = matches!(request.framing(), Framing::None | Framing::Length(0))
@@ -179,6 +180,7 @@ async fn attempt(
         }
         pass_interim(exchange, request, response)?;
     }
+    call.active.answered(net::now().as_ns());
     for policy in &route.policies {
         snapshot.policies.response(*policy, response);
     }

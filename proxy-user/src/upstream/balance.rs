@@ -59,9 +59,7 @@ impl Schedule {
             if is_usable(endpoint) {
                 return Some(endpoint);
             }
-            drawn = drawn
-                .wrapping_add(0x9e37_79b9_7f4a_7c15)
-                .wrapping_mul(0xd134_2543_de82_ef95);
+            drawn = step(drawn);
         }
         self.walk((drawn % self.order.len() as u64) as usize, is_usable)
             .map(|(_, endpoint)| endpoint)
@@ -75,6 +73,15 @@ impl Schedule {
             .map(|turn| (turn, self.order[turn] as usize))
             .find(|(_, endpoint)| is_usable(*endpoint))
     }
+}
+
+/// Another random number of this one: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), so that both are
+/// independent in the bits that choose.
+pub(super) fn step(random: u64) -> u64 {
+    let mixed = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// The same shares in small numbers.

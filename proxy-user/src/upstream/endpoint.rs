@@ -1,10 +1,11 @@
 //! One address in an upstream, with what is known of it.
 
 use super::Health;
-use crate::config;
+use super::latency::{Latency, PENALTY_NS};
+use crate::config::{self, Balance};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// One address of one generation; what is known of it is shared with the generations before and after.
 #[derive(Debug)]
@@ -12,6 +13,9 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 0 = takes no new work.
     pub weight: u32,
+    /// Calls under way are counted in one place, for whoever must know those of all workers at every choice.
+    is_shared: bool,
+    learns_latency: bool,
     state: Arc<State>,
 }
 
@@ -22,6 +26,14 @@ struct State {
     held_until_ns: AtomicU64,
     /// By worker, each on a cache line of its own: nobody waits for another's counter.
     tallies: Box<[Tally]>,
+    shared: Shared,
+}
+
+/// What all workers change, on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shared {
+    active: AtomicU32,
 }
 
 /// What one worker counted; written by it alone.
@@ -31,10 +43,16 @@ struct Tally {
     begun: AtomicU64,
     ended: AtomicU64,
     failed: AtomicU64,
+    latency: Latency,
 }
 
 impl Endpoint {
-    pub(super) fn new(config: &config::Endpoint, workers: usize, earlier: Option<&Self>) -> Self {
+    pub(super) fn new(
+        config: &config::Endpoint,
+        balance: &Balance,
+        workers: usize,
+        earlier: Option<&Self>,
+    ) -> Self {
         let state = earlier
             .map(|earlier| &earlier.state)
             .filter(|state| state.tallies.len() == workers);
@@ -46,11 +64,21 @@ impl Endpoint {
                 health: Health::default(),
                 held_until_ns: AtomicU64::new(0),
                 tallies,
+                shared: Shared::default(),
             })
         });
         Self {
             address: config.address,
             weight: config.weight,
+            is_shared: matches!(
+                balance,
+                Balance::LeastRequest { .. }
+                    | Balance::Maglev(config::Hashing {
+                        load_percent_max: Some(_),
+                        ..
+                    })
+            ),
+            learns_latency: *balance == Balance::Ewma,
             state,
         }
     }
@@ -71,12 +99,44 @@ impl Endpoint {
     }
 
     /// Counts a call of this worker, from now until the guard is dropped. A worker counts on its own thread only.
-    pub fn begin(&self, worker: usize) -> Active<'_> {
+    pub fn begin(&self, worker: usize, now_ns: u64) -> Active<'_> {
         let tally = self.state.tallies.get(worker);
         if let Some(tally) = tally {
             add(&tally.begun);
         }
-        Active { tally }
+        let shared = self.is_shared.then_some(&self.state.shared.active);
+        if let Some(shared) = shared {
+            shared.fetch_add(1, Relaxed);
+        }
+        let latency = tally
+            .filter(|_| self.learns_latency)
+            .map(|tally| &tally.latency);
+        Active {
+            tally,
+            shared,
+            latency,
+            begun_ns: now_ns,
+        }
+    }
+
+    /// Calls of all workers that are under way, where the way of balancing asks for it; one load.
+    pub(super) fn load(&self) -> u64 {
+        u64::from(self.state.shared.active.load(Relaxed))
+    }
+
+    /// What one more call of this worker is expected to wait, in ns, for all that are under way.
+    pub(super) fn expected_ns(&self, worker: usize, now_ns: u64) -> u64 {
+        let Some(tally) = self.state.tallies.get(worker) else {
+            return 0;
+        };
+        let active = tally.begun.load(Relaxed) - tally.ended.load(Relaxed);
+        // Who has never been asked is asked, but not by all at once.
+        let unknown_ns = if active == 0 { 0 } else { PENALTY_NS };
+        tally
+            .latency
+            .expected_ns(now_ns)
+            .unwrap_or(unknown_ns)
+            .saturating_mul(active + 1)
     }
 
     /// Calls that are under way.
@@ -109,13 +169,27 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Active<'e> {
     tally: Option<&'e Tally>,
+    shared: Option<&'e AtomicU32>,
+    latency: Option<&'e Latency>,
+    begun_ns: u64,
 }
 
 impl Active<'_> {
+    /// The head of the response is there.
+    pub fn answered(&self, now_ns: u64) {
+        if let Some(latency) = self.latency {
+            latency.learn(now_ns.saturating_sub(self.begun_ns), now_ns);
+        }
+    }
+
     /// The endpoint is to blame for how this call ended.
-    pub fn fail(self) {
+    pub fn fail(self, now_ns: u64) {
         if let Some(tally) = self.tally {
             add(&tally.failed);
+        }
+        if let Some(latency) = self.latency {
+            let took_ns = now_ns.saturating_sub(self.begun_ns);
+            latency.learn(took_ns.max(PENALTY_NS), now_ns);
         }
     }
 }
@@ -124,6 +198,9 @@ impl Drop for Active<'_> {
     fn drop(&mut self) {
         if let Some(tally) = self.tally {
             add(&tally.ended);
+        }
+        if let Some(shared) = self.shared {
+            shared.fetch_sub(1, Relaxed);
         }
     }
 }

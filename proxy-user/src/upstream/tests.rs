@@ -32,13 +32,23 @@ fn kill(upstream: &Upstream, endpoint: usize) {
     upstream.endpoints[endpoint].health().record(false, 1, 1);
 }
 
+fn ask(worker: usize, avoid: Option<usize>, random: u64, now_ns: u64) -> Ask {
+    Ask {
+        worker,
+        avoid,
+        random,
+        now_ns,
+        key: random,
+    }
+}
+
 /// How often each endpoint is chosen in so many calls of one worker.
 fn count(upstream: &Upstream, calls: u64) -> Vec<usize> {
     let mut counts = vec![0; upstream.endpoints.len()];
     for call in 0..calls {
         let random = call.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         counts[upstream
-            .choose(0, None, random, NOW_NS)
+            .choose(ask(0, None, random, NOW_NS))
             .expect("an endpoint")] += 1;
     }
     counts
@@ -51,7 +61,7 @@ fn round_robin_gives_each_its_turn_by_weight() {
         1,
         None,
     );
-    let turns: Vec<_> = (0..6).map(|_| equal.choose(0, None, 0, NOW_NS)).collect();
+    let turns: Vec<_> = (0..6).map(|_| equal.choose(ask(0, None, 0, NOW_NS))).collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2].map(Some));
     let weighted = Upstream::new(
         &upstream(Balance::RoundRobin, &[(1, 1), (2, 2), (3, 0)]),
@@ -96,17 +106,17 @@ fn random_follows_the_weights_and_leaves_out_the_dead() {
 #[test]
 fn nobody_is_chosen_where_all_are_dead_or_leaving() {
     for balance in [Balance::RoundRobin, Balance::Random] {
-        let dead = Upstream::new(&upstream(balance, &[(1, 1), (2, 1), (3, 0)]), 1, None);
+        let dead = Upstream::new(&upstream(balance.clone(), &[(1, 1), (2, 1), (3, 0)]), 1, None);
         kill(&dead, 0);
         kill(&dead, 1);
-        assert_eq!(dead.choose(0, None, 5, NOW_NS), None);
+        assert_eq!(dead.choose(ask(0, None, 5, NOW_NS)), None);
         assert_eq!(
-            dead.choose(0, Some(2), 5, NOW_NS),
+            dead.choose(ask(0, Some(2), 5, NOW_NS)),
             None,
             "an endpoint of weight 0 takes nothing new even if it was asked before"
         );
         assert_eq!(
-            Upstream::new(&upstream(balance, &[]), 1, None).choose(0, None, 5, NOW_NS),
+            Upstream::new(&upstream(balance.clone(), &[]), 1, None).choose(ask(0, None, 5, NOW_NS)),
             None
         );
     }
@@ -115,14 +125,14 @@ fn nobody_is_chosen_where_all_are_dead_or_leaving() {
 #[test]
 fn the_endpoint_that_failed_is_asked_again_only_if_there_is_no_other() {
     for balance in [Balance::RoundRobin, Balance::Random] {
-        let upstream = Upstream::new(&upstream(balance, &[(1, 1), (2, 1)]), 1, None);
+        let upstream = Upstream::new(&upstream(balance.clone(), &[(1, 1), (2, 1)]), 1, None);
         for random in 0..50 {
-            assert_eq!(upstream.choose(0, Some(0), random << 58, NOW_NS), Some(1));
+            assert_eq!(upstream.choose(ask(0, Some(0), random << 58, NOW_NS)), Some(1));
         }
         kill(&upstream, 1);
-        assert_eq!(upstream.choose(0, Some(0), 0, NOW_NS), Some(0));
+        assert_eq!(upstream.choose(ask(0, Some(0), 0, NOW_NS)), Some(0));
         kill(&upstream, 0);
-        assert_eq!(upstream.choose(0, Some(0), 0, NOW_NS), None);
+        assert_eq!(upstream.choose(ask(0, Some(0), 0, NOW_NS)), None);
     }
 }
 
@@ -135,13 +145,13 @@ fn workers_begin_at_different_endpoints() {
     );
     assert_eq!(
         (
-            upstream.choose(0, None, 0, NOW_NS),
-            upstream.choose(1, None, 0, NOW_NS)
+            upstream.choose(ask(0, None, 0, NOW_NS)),
+            upstream.choose(ask(1, None, 0, NOW_NS))
         ),
         (Some(0), Some(2))
     );
     assert!(
-        upstream.choose(9, None, 0, NOW_NS).is_some(),
+        upstream.choose(ask(9, None, 0, NOW_NS)).is_some(),
         "a worker that nobody announced still gets an answer"
     );
 }
@@ -154,8 +164,8 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
         None,
     )];
     kill(&before[0], 1);
-    drop(before[0].endpoints[1].begin(0));
-    let running = before[0].endpoints[1].begin(0);
+    drop(before[0].endpoints[1].begin(0, 0));
+    let running = before[0].endpoints[1].begin(0, 0);
     let config = Config {
         datapath: Datapath {
             interfaces: Vec::new(),
@@ -180,7 +190,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
         (kept.calls(), kept.active(), kept.failed(), fresh.calls()),
         (2, 1, 0, 0)
     );
-    running.fail();
+    running.fail(0);
     assert_eq!(
         (kept.calls(), kept.active(), kept.failed()),
         (2, 0, 1),
@@ -221,24 +231,24 @@ fn weights_choose_among_upstreams() {
 #[test]
 fn an_endpoint_on_hold_is_left_out_while_there_is_another() {
     for balance in [Balance::RoundRobin, Balance::Random] {
-        let upstream = Upstream::new(&upstream(balance, &[(1, 1), (2, 1)]), 1, None);
+        let upstream = Upstream::new(&upstream(balance.clone(), &[(1, 1), (2, 1)]), 1, None);
         upstream.endpoints[0].hold(NOW_NS + 1);
         for random in 0..20 {
-            assert_eq!(upstream.choose(0, None, random << 59, NOW_NS), Some(1));
+            assert_eq!(upstream.choose(ask(0, None, random << 59, NOW_NS)), Some(1));
         }
         assert_eq!(
-            upstream.choose(0, Some(1), 0, NOW_NS),
+            upstream.choose(ask(0, Some(1), 0, NOW_NS)),
             Some(0),
             "the one that just failed is no better"
         );
         kill(&upstream, 1);
         assert_eq!(
-            upstream.choose(0, None, 0, NOW_NS),
+            upstream.choose(ask(0, None, 0, NOW_NS)),
             Some(0),
             "there is no other"
         );
         let turns: Vec<_> = (0..2)
-            .map(|_| upstream.choose(0, None, 0, NOW_NS + 1))
+            .map(|_| upstream.choose(ask(0, None, 0, NOW_NS + 1)))
             .collect();
         assert_eq!(turns, [Some(0), Some(0)], "the hold is over");
     }

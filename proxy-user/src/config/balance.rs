@@ -1,0 +1,136 @@
+//! `balance` of an upstream, with what belongs to it: `candidates` of least_request, `hash` of maglev.
+
+use super::field::parse_field_name;
+use super::table::{Section, Value};
+use super::{Balance, HashKey, Hashing};
+
+/// Endpoints that least_request may compare, short of all.
+const CANDIDATES_MAX: u32 = 8;
+/// Bounds of `load_percent_max`: at 100 every call would have to move, and far above nothing is bounded.
+const LOAD_PERCENT_MIN: u32 = 105;
+const LOAD_PERCENT_MAX: u32 = 1000;
+
+pub(super) fn balance(section: &Section<'_>) -> Option<Balance> {
+    let found = section.find("balance");
+    let word = found.as_ref().map_or(Some("round_robin"), |value| {
+        let words = ["round_robin", "least_request", "ewma", "maglev", "random"];
+        value.word(&words.map(|word| (word, word)), &[])
+    });
+    let candidates = section.find("candidates");
+    let hash = section.find("hash");
+    let word = word?;
+    let is_alone = belongs(candidates.as_ref(), word, "least_request")
+        & belongs(hash.as_ref(), word, "maglev");
+    let balance = match word {
+        "least_request" => Balance::LeastRequest {
+            candidates: candidates.as_ref().map_or(Some(2), self::candidates)?,
+        },
+        "ewma" => Balance::Ewma,
+        "maglev" => Balance::Maglev(hash.as_ref().map_or(Some(by_address()), hashing)?),
+        "random" => Balance::Random,
+        _ => Balance::RoundRobin,
+    };
+    is_alone.then_some(balance)
+}
+
+/// A key that says something about one way of balancing only.
+fn belongs(value: Option<&Value<'_>>, word: &str, wanted: &str) -> bool {
+    let Some(value) = value.filter(|_| word != wanted) else {
+        return true;
+    };
+    let message = format!("`{}` means nothing to `balance = \"{word}\"`", value.name);
+    let help = format!("leave it out, or write balance = \"{wanted}\"");
+    value.spot.refuse::<()>(message, "", Some(help));
+    false
+}
+
+/// `2` to `8`, or `"all"`.
+fn candidates(value: &Value<'_>) -> Option<u32> {
+    match value.as_text() {
+        Some(_) => value.word(&[("all", u32::MAX)], &[]),
+        None => value.number(2..=CANDIDATES_MAX),
+    }
+}
+
+fn by_address() -> Hashing {
+    Hashing {
+        key: HashKey::Address,
+        load_percent_max: None,
+    }
+}
+
+/// `"cookie:user"`, or `{ key = "cookie:user", load_percent_max = 125 }`.
+fn hashing(value: &Value<'_>) -> Option<Hashing> {
+    if !value.is_table() {
+        let key = hash_key(value)?;
+        return Some(Hashing {
+            key,
+            load_percent_max: None,
+        });
+    }
+    let section = value.section()?;
+    let key = section
+        .find("key")
+        .map_or(Some(HashKey::Address), |value| hash_key(&value));
+    let load_percent_max = section
+        .find("load_percent_max")
+        .map(|value| value.number(LOAD_PERCENT_MIN..=LOAD_PERCENT_MAX));
+    section.finish();
+    Some(Hashing {
+        key: key?,
+        load_percent_max: match load_percent_max {
+            Some(percent) => Some(percent?),
+            None => None,
+        },
+    })
+}
+
+fn hash_key(value: &Value<'_>) -> Option<HashKey> {
+    let text = value.text()?;
+    if let Some((kind @ ("header" | "cookie" | "query"), name)) = text.split_once(':') {
+        return value.parsed(|_| match kind {
+            "header" => parse_field_name(name).map(HashKey::Header),
+            "cookie" => parse_cookie_name(name).map(HashKey::Cookie),
+            _ => parse_parameter_name(name).map(HashKey::Parameter),
+        });
+    }
+    let words = [
+        ("address", Some(HashKey::Address)),
+        ("path", Some(HashKey::Path)),
+        ("query", Some(HashKey::Query)),
+        ("header:NAME", None),
+        ("cookie:NAME", None),
+        ("query:NAME", None),
+    ];
+    match value.word(&words, &[])? {
+        Some(key) => Some(key),
+        None => value
+            .spot
+            .refuse("NAME stands for a name", "", Some(help())),
+    }
+}
+
+fn help() -> String {
+    "write it like cookie:session".to_owned()
+}
+
+/// A token, whose case counts (RFC 6265 section 4.1.1).
+pub(super) fn parse_cookie_name(name: &str) -> Result<String, String> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || name.len() > 256 || !name.bytes().all(is_token) {
+        return Err("this is no name of a cookie: letters, digits, `-`, `_` and `.`".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+/// As it stands in the query, before its `=`.
+fn parse_parameter_name(name: &str) -> Result<String, String> {
+    let stands = |byte: u8| (b'!'..=b'~').contains(&byte) && !b"#&=".contains(&byte);
+    if name.is_empty() || name.len() > 256 || !name.bytes().all(stands) {
+        return Err(
+            "this is no name of a parameter: write it as it stands in the query, like query:user"
+                .to_owned(),
+        );
+    }
+    Ok(name.to_owned())
+}
