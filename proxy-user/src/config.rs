@@ -416,14 +416,14 @@ pub enum Balance {
 /// What of a request chooses its endpoint, and how far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hashing {
-    pub key: HashKey,
+    pub key: Attribute,
     /// Calls that an endpoint may have under way, in per cent of the mean of all; the next one in the ring takes what is more.
     pub load_percent_max: Option<u32>,
 }
 
 /// What is hashed; the client's address where a request does not have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HashKey {
+pub enum Attribute {
     Address,
     /// The value of a header field (lower case name).
     Header(String),

@@ -10,6 +10,10 @@ mod ring;
 
 use std::net::IpAddr;
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use crate::config::{self, Balance, Config};
 use crate::message::RequestHead;
 use balance::Schedule;
@@ -46,29 +50,32 @@ pub struct Ask {
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
 /// same name (health, counters) goes on, however weights and order change.
-pub fn build(config: &Config, workers: usize, previous: Option<&[Upstream]>) -> Vec<Upstream> {
-    let of_name = |name: &str| {
-        previous
-            .unwrap_or_default()
-            .iter()
-            .find(|earlier| earlier.name == name)
-    };
+pub fn build(
+    config: &Config,
+    workers: usize,
+    previous: Option<&[Arc<Upstream>]>,
+) -> Arc<[Arc<Upstream>]> {
+    let earlier = previous.unwrap_or_default().iter();
+    let earlier: HashMap<&str, &Upstream> = earlier
+        .map(|earlier| (earlier.name.as_str(), earlier.as_ref()))
+        .collect();
     config
         .upstreams
         .iter()
-        .map(|upstream| Upstream::new(upstream, workers, of_name(&upstream.name)))
+        .map(|upstream| {
+            let earlier = earlier.get(upstream.name.as_str()).copied();
+            Arc::new(Upstream::new(upstream, workers, earlier))
+        })
         .collect()
 }
 
 impl Upstream {
     pub fn new(config: &config::Upstream, workers: usize, previous: Option<&Self>) -> Self {
+        let earlier = previous.iter().flat_map(|earlier| &earlier.endpoints);
+        let earlier: HashMap<SocketAddr, &Endpoint> =
+            earlier.map(|known| (known.address, known)).collect();
         let endpoints = config.endpoints.iter().map(|endpoint| {
-            let earlier = previous.and_then(|earlier| {
-                earlier
-                    .endpoints
-                    .iter()
-                    .find(|known| known.address == endpoint.address)
-            });
+            let earlier = earlier.get(&endpoint.address).copied();
             let endpoint = Endpoint::new(endpoint, &config.balance, workers, earlier);
             if config.probe.is_none() {
                 // Nobody would ever ask again.
@@ -109,7 +116,8 @@ impl Upstream {
         let is = |index: usize, wanted: &dyn Fn(&Endpoint) -> bool| {
             self.endpoints.get(index).is_some_and(wanted)
         };
-        let is_healthy = |endpoint: &Endpoint| endpoint.weight > 0 && endpoint.health().is_healthy();
+        let is_healthy =
+            |endpoint: &Endpoint| endpoint.weight > 0 && endpoint.health().is_healthy();
         let is_free = |endpoint: &Endpoint| is_healthy(endpoint) && !endpoint.is_held(ask.now_ns);
         self.next(&ask, &|index| {
             Some(index) != ask.avoid && is(index, &is_free)
@@ -166,11 +174,15 @@ impl Upstream {
         is_usable: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let usable = self.endpoints.iter().enumerate();
-        let (total, weights) = usable
-            .filter(|(index, _)| is_usable(*index))
-            .fold((1, 0), |(total, weights), (_, endpoint)| {
-                (total + endpoint.load(), weights + u64::from(endpoint.weight))
-            });
+        let (total, weights) = usable.filter(|(index, _)| is_usable(*index)).fold(
+            (1, 0),
+            |(total, weights), (_, endpoint)| {
+                (
+                    total + endpoint.load(),
+                    weights + u64::from(endpoint.weight),
+                )
+            },
+        );
         let has_room = |index: usize| {
             let endpoint = &self.endpoints[index];
             endpoint.load() < ring::capacity(total, endpoint.weight, weights, percent)

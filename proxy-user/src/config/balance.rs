@@ -2,7 +2,7 @@
 
 use super::field::parse_field_name;
 use super::table::{Section, Value};
-use super::{Balance, HashKey, Hashing};
+use super::{Attribute, Balance, Hashing};
 
 /// Endpoints that least_request may compare, short of all.
 const CANDIDATES_MAX: u32 = 8;
@@ -54,7 +54,7 @@ fn candidates(value: &Value<'_>) -> Option<u32> {
 
 fn by_address() -> Hashing {
     Hashing {
-        key: HashKey::Address,
+        key: Attribute::Address,
         load_percent_max: None,
     }
 }
@@ -62,7 +62,7 @@ fn by_address() -> Hashing {
 /// `"cookie:user"`, or `{ key = "cookie:user", load_percent_max = 125 }`.
 fn hashing(value: &Value<'_>) -> Option<Hashing> {
     if !value.is_table() {
-        let key = hash_key(value)?;
+        let key = attribute(value)?;
         return Some(Hashing {
             key,
             load_percent_max: None,
@@ -71,7 +71,7 @@ fn hashing(value: &Value<'_>) -> Option<Hashing> {
     let section = value.section()?;
     let key = section
         .find("key")
-        .map_or(Some(HashKey::Address), |value| hash_key(&value));
+        .map_or(Some(Attribute::Address), |value| attribute(&value));
     let load_percent_max = section
         .find("load_percent_max")
         .map(|value| value.number(LOAD_PERCENT_MIN..=LOAD_PERCENT_MAX));
@@ -85,19 +85,19 @@ fn hashing(value: &Value<'_>) -> Option<Hashing> {
     })
 }
 
-fn hash_key(value: &Value<'_>) -> Option<HashKey> {
+fn attribute(value: &Value<'_>) -> Option<Attribute> {
     let text = value.text()?;
     if let Some((kind @ ("header" | "cookie" | "query"), name)) = text.split_once(':') {
         return value.parsed(|_| match kind {
-            "header" => parse_field_name(name).map(HashKey::Header),
-            "cookie" => parse_cookie_name(name).map(HashKey::Cookie),
-            _ => parse_parameter_name(name).map(HashKey::Parameter),
+            "header" => parse_field_name(name).map(Attribute::Header),
+            "cookie" => parse_cookie_name(name).map(Attribute::Cookie),
+            _ => parse_parameter_name(name).map(Attribute::Parameter),
         });
     }
     let words = [
-        ("address", Some(HashKey::Address)),
-        ("path", Some(HashKey::Path)),
-        ("query", Some(HashKey::Query)),
+        ("address", Some(Attribute::Address)),
+        ("path", Some(Attribute::Path)),
+        ("query", Some(Attribute::Query)),
         ("header:NAME", None),
         ("cookie:NAME", None),
         ("query:NAME", None),

@@ -32,11 +32,6 @@ impl Schedule {
         }
     }
 
-    /// The endpoint takes new work.
-    pub fn holds(&self, endpoint: usize) -> bool {
-        self.order.contains(&(endpoint as u32))
-    }
-
     /// The next usable one for this worker. The turn goes on behind it, not behind where the search began, so that the
     /// share of a dead endpoint falls to all others and not to the one behind it.
     pub fn next(&self, worker: usize, is_usable: impl Fn(usize) -> bool) -> Option<usize> {

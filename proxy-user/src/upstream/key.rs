@@ -2,18 +2,18 @@
 
 use std::net::IpAddr;
 
-use crate::config::HashKey;
+use crate::config::Attribute;
 use crate::message::RequestHead;
 
 /// The number for a request of this client; that of the client's address where the request does not have what is wanted.
-pub(super) fn key(kind: &HashKey, head: &RequestHead, peer: IpAddr) -> u64 {
+pub(super) fn key(kind: &Attribute, head: &RequestHead, peer: IpAddr) -> u64 {
     let found = match kind {
-        HashKey::Address => None,
-        HashKey::Header(name) => head.fields().value(name),
-        HashKey::Cookie(name) => cookie(head, name),
-        HashKey::Path => Some(head.path().as_bytes()),
-        HashKey::Query => head.query().map(str::as_bytes),
-        HashKey::Parameter(name) => parameter(head, name),
+        Attribute::Address => None,
+        Attribute::Header(name) => head.fields().value(name),
+        Attribute::Cookie(name) => cookie(head, name),
+        Attribute::Path => Some(head.path().as_bytes()),
+        Attribute::Query => head.query().map(str::as_bytes),
+        Attribute::Parameter(name) => parameter(head, name),
     };
     match (found, peer.to_canonical()) {
         (Some(found), _) => hash(found),
@@ -67,17 +67,17 @@ mod tests {
             cookie: sidx=0; sid=4\r\ncookie: last=9\r\n\r\n";
         assert!(head.parse(text.as_bytes(), &Limits::default()).is_ok());
         let peer: IpAddr = "192.0.2.1".parse().expect("an address");
-        let of = |kind: HashKey| key(&kind, &head, peer);
+        let of = |kind: Attribute| key(&kind, &head, peer);
         let address = hash(&[192, 0, 2, 1]);
-        assert_eq!(of(HashKey::Address), address);
-        assert_eq!(of(HashKey::Header("x-tenant".into())), hash(b"t"));
-        assert_eq!(of(HashKey::Header("x-other".into())), address);
-        assert_eq!(of(HashKey::Cookie("sid".into())), hash(b"4"));
-        assert_eq!(of(HashKey::Cookie("last".into())), hash(b"9"));
-        assert_eq!(of(HashKey::Cookie("si".into())), address);
-        assert_eq!(of(HashKey::Path), hash(b"/a"));
-        assert_eq!(of(HashKey::Query), hash(b"user=7&userx=8"));
-        assert_eq!(of(HashKey::Parameter("user".into())), hash(b"7"));
-        assert_eq!(of(HashKey::Parameter("use".into())), address);
+        assert_eq!(of(Attribute::Address), address);
+        assert_eq!(of(Attribute::Header("x-tenant".into())), hash(b"t"));
+        assert_eq!(of(Attribute::Header("x-other".into())), address);
+        assert_eq!(of(Attribute::Cookie("sid".into())), hash(b"4"));
+        assert_eq!(of(Attribute::Cookie("last".into())), hash(b"9"));
+        assert_eq!(of(Attribute::Cookie("si".into())), address);
+        assert_eq!(of(Attribute::Path), hash(b"/a"));
+        assert_eq!(of(Attribute::Query), hash(b"user=7&userx=8"));
+        assert_eq!(of(Attribute::Parameter("user".into())), hash(b"7"));
+        assert_eq!(of(Attribute::Parameter("use".into())), address);
     }
 }

@@ -20,15 +20,17 @@ const STEPS: usize = 4;
 impl Ring {
     /// Of addresses and weights. Endpoints that do not fit into 16 bits get no slot; the configuration has fewer.
     pub fn new<'e>(endpoints: impl Iterator<Item = (&'e SocketAddr, u32)>) -> Self {
-        let members = endpoints.enumerate().filter_map(|(index, (address, weight))| {
-            let id = u16::try_from(index + 1).ok()?;
-            let ip = match address.ip() {
-                std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-                std::net::IpAddr::V6(v6) => v6,
-            };
-            let (ip, port) = (Address(ip.octets()), address.port().to_be_bytes());
-            Some(Member::new(id, ip, port, weight))
-        });
+        let members = endpoints
+            .enumerate()
+            .filter_map(|(index, (address, weight))| {
+                let id = u16::try_from(index + 1).ok()?;
+                let ip = match address.ip() {
+                    std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                    std::net::IpAddr::V6(v6) => v6,
+                };
+                let (ip, port) = (Address(ip.octets()), address.port().to_be_bytes());
+                Some(Member::new(id, ip, port, weight))
+            });
         let mut members: Vec<Member> = members.collect();
         let endpoints = members.len();
         let mut slots = vec![0; maglev::ring_slots(endpoints) as usize];
@@ -45,7 +47,9 @@ impl Ring {
         let start = maglev::slot((hash >> 32) as u32, count as u32) as usize;
         let steps = (STEPS * self.endpoints + STEPS).min(count);
         let near = (start..start + steps).filter_map(|slot| {
-            let id = *self.slots.get(if slot < count { slot } else { slot - count })?;
+            let id = *self
+                .slots
+                .get(if slot < count { slot } else { slot - count })?;
             usize::from(id).checked_sub(1)
         });
         let all = (0..self.endpoints).map(|step| (start + step) % self.endpoints);

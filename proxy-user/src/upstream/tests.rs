@@ -61,7 +61,9 @@ fn round_robin_gives_each_its_turn_by_weight() {
         1,
         None,
     );
-    let turns: Vec<_> = (0..6).map(|_| equal.choose(ask(0, None, 0, NOW_NS))).collect();
+    let turns: Vec<_> = (0..6)
+        .map(|_| equal.choose(ask(0, None, 0, NOW_NS)))
+        .collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2].map(Some));
     let weighted = Upstream::new(
         &upstream(Balance::RoundRobin, &[(1, 1), (2, 2), (3, 0)]),
@@ -106,7 +108,11 @@ fn random_follows_the_weights_and_leaves_out_the_dead() {
 #[test]
 fn nobody_is_chosen_where_all_are_dead_or_leaving() {
     for balance in [Balance::RoundRobin, Balance::Random] {
-        let dead = Upstream::new(&upstream(balance.clone(), &[(1, 1), (2, 1), (3, 0)]), 1, None);
+        let dead = Upstream::new(
+            &upstream(balance.clone(), &[(1, 1), (2, 1), (3, 0)]),
+            1,
+            None,
+        );
         kill(&dead, 0);
         kill(&dead, 1);
         assert_eq!(dead.choose(ask(0, None, 5, NOW_NS)), None);
@@ -127,7 +133,10 @@ fn the_endpoint_that_failed_is_asked_again_only_if_there_is_no_other() {
     for balance in [Balance::RoundRobin, Balance::Random] {
         let upstream = Upstream::new(&upstream(balance.clone(), &[(1, 1), (2, 1)]), 1, None);
         for random in 0..50 {
-            assert_eq!(upstream.choose(ask(0, Some(0), random << 58, NOW_NS)), Some(1));
+            assert_eq!(
+                upstream.choose(ask(0, Some(0), random << 58, NOW_NS)),
+                Some(1)
+            );
         }
         kill(&upstream, 1);
         assert_eq!(upstream.choose(ask(0, Some(0), 0, NOW_NS)), Some(0));
@@ -158,11 +167,11 @@ fn workers_begin_at_different_endpoints() {
 
 #[test]
 fn what_is_known_of_an_address_goes_on_over_a_reload() {
-    let before = [Upstream::new(
+    let before = [Arc::new(Upstream::new(
         &upstream(Balance::RoundRobin, &[(1, 1), (2, 1)]),
         1,
         None,
-    )];
+    ))];
     kill(&before[0], 1);
     drop(before[0].endpoints[1].begin(0, 0));
     let running = before[0].endpoints[1].begin(0, 0);
