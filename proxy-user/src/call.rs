@@ -1,5 +1,7 @@
 //! One request of ours to one upstream: choose an endpoint, get a connection, send the request, wait for the head of the response.
 
+mod room;
+
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use crate::net::{self, Either, Instant};
 use crate::origin::{OriginConnection, Pool};
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Active, Ask, Endpoint};
+use crate::upstream::{Active, Ask, Endpoint, Upstream, Wish};
 
 /// Makes the calls of one worker.
 pub struct Caller {
@@ -30,22 +32,24 @@ pub struct Call<'s> {
     /// Which of its upstream's endpoints it is.
     pub index: usize,
     pub endpoint: &'s Endpoint,
+    upstream: &'s Upstream,
     metrics: &'s Arc<metric::Endpoint>,
     /// Counts it while it is under way.
     pub active: Active<'s>,
+    wish: Wish,
 }
 
 /// The tries that a request has.
-#[derive(Clone, Copy, Debug)]
-pub struct Tries {
+#[derive(Debug)]
+pub struct Tries<'s> {
     /// Tries after this one.
     pub left: u32,
     /// The endpoint that the last one failed with.
     pub avoid: Option<usize>,
-    /// An endpoint that had closed a connection of the pool: it is asked again, on a new one.
-    pub renew: Option<usize>,
-    /// What of the request chooses its endpoint, see [`crate::upstream::Upstream::key`].
-    pub key: u64,
+    /// An endpoint that had closed a connection of the pool: it is asked again, on a new one, in the room that it had.
+    pub renew: Option<(usize, Active<'s>)>,
+    /// What of the request has a say in whom it is for.
+    pub wish: Wish,
 }
 
 /// Why there is no connection for a call.
@@ -57,6 +61,10 @@ pub enum ConnectError {
     Refused,
     /// It did not answer in time.
     Late,
+    /// All endpoints have as many calls as they may, and so many requests wait that no more may.
+    Full,
+    /// It waited for room in vain.
+    PendingLate,
     /// We have no descriptor, port or memory left for a connection: no endpoint's fault, and no other would help.
     Exhausted,
 }
@@ -68,6 +76,13 @@ pub enum AnswerError {
     Head(HeadError),
     /// The client's body is.
     Upload(TransferError),
+}
+
+impl Call<'_> {
+    /// The `Set-Cookie` that brings the client back to this endpoint, if it does not have it.
+    pub fn set_cookie(&self, is_tls: bool) -> Option<String> {
+        self.upstream.set_cookie(self.index, self.wish, is_tls)
+    }
 }
 
 impl Caller {
@@ -105,31 +120,39 @@ impl Caller {
         &self,
         snapshot: &'s Snapshot,
         upstream: usize,
-        tries: &mut Tries,
+        tries: &mut Tries<'s>,
     ) -> Result<Call<'s>, ConnectError> {
+        let endpoints = snapshot
+            .upstreams
+            .get(upstream)
+            .ok_or(ConnectError::NoEndpoint)?;
         loop {
-            let endpoints = snapshot
-                .upstreams
-                .get(upstream)
-                .ok_or(ConnectError::NoEndpoint)?;
-            let ask = Ask {
-                worker: self.worker,
-                avoid: tries.avoid,
-                random: self.random(),
-                now_ns: net::now().as_ns(),
-                key: tries.key,
-            };
             let renewed = tries.renew.take();
-            let index = renewed
-                .or_else(|| endpoints.choose(ask))
-                .ok_or(ConnectError::NoEndpoint)?;
             let may_reuse = renewed.is_none();
-            match self.connect(snapshot, upstream, index, may_reuse).await {
+            let (index, active) = match renewed {
+                Some(renewed) => renewed,
+                None => {
+                    let ask = || self.ask(tries);
+                    room::enter(endpoints, &snapshot.tunables, ask).await?
+                }
+            };
+            let begun = (index, active, tries.wish);
+            match self.connect(snapshot, upstream, begun, may_reuse).await {
                 Err(ConnectError::Refused | ConnectError::Late) if tries.left > 0 => {
                     self.count_retry(snapshot, upstream, index, tries);
                 }
                 done => return done,
             }
+        }
+    }
+
+    fn ask(&self, tries: &Tries<'_>) -> Ask {
+        Ask {
+            worker: self.worker,
+            avoid: tries.avoid,
+            random: self.random(),
+            now_ns: net::now().as_ns(),
+            wish: tries.wish,
         }
     }
 
@@ -139,7 +162,7 @@ impl Caller {
         snapshot: &Snapshot,
         upstream: usize,
         index: usize,
-        tries: &mut Tries,
+        tries: &mut Tries<'_>,
     ) {
         tries.left = tries.left.saturating_sub(1);
         tries.avoid = Some(index);
@@ -149,7 +172,7 @@ impl Caller {
             .add(1);
     }
 
-    /// A connection to this endpoint: a waiting one, or, if `may_reuse` is false or none waits, a new one.
+    /// A connection for a call to this endpoint: a waiting one, or, if `may_reuse` is false or none waits, a new one.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -157,12 +180,12 @@ impl Caller {
         &self,
         snapshot: &'s Snapshot,
         upstream: usize,
-        index: usize,
+        (index, active, wish): (usize, Active<'s>, Wish),
         may_reuse: bool,
     ) -> Result<Call<'s>, ConnectError> {
-        let endpoint = &snapshot.upstreams[upstream].endpoints[index];
         let metrics = &snapshot.endpoint_metrics[upstream][index];
-        let active = endpoint.begin(self.worker, net::now().as_ns());
+        let upstream = &*snapshot.upstreams[upstream];
+        let endpoint = &upstream.endpoints[index];
         metrics.of(self.worker).calls.add(1);
         let waiting = if may_reuse {
             self.pool.acquire(endpoint.address)
@@ -175,8 +198,10 @@ impl Caller {
                 is_reused: true,
                 index,
                 endpoint,
+                upstream,
                 metrics,
                 active,
+                wish,
             });
         }
         let limits = &snapshot.tunables.upstream;
@@ -189,8 +214,10 @@ impl Caller {
                     is_reused: false,
                     index,
                     endpoint,
+                    upstream,
                     metrics,
                     active,
+                    wish,
                 });
             }
             Ok(Err(error)) if is_ours(&error) => return Err(ConnectError::Exhausted),

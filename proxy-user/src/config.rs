@@ -20,6 +20,7 @@ mod problem;
 mod route;
 mod settings;
 mod source;
+mod sticky;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -392,6 +393,10 @@ pub struct BanRule {
 pub struct Upstream {
     pub name: String,
     pub balance: Balance,
+    /// Calls under way at a time, over all workers; `None`: as many as come.
+    pub calls_max: Option<u32>,
+    pub queue: Queue,
+    pub sticky: Option<Sticky>,
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
@@ -405,11 +410,11 @@ pub enum Balance {
     RoundRobin,
     /// Any, by weight.
     Random,
-    /// Of so many that are drawn by weight (`u32::MAX` = all), the one with the fewest calls under way.
+    /// Of so many that are drawn by weight (`u32::MAX` = all), the one with the fewest calls under way for its weight.
     LeastRequest { candidates: u32 },
     /// Of two that are drawn by weight, the one that is expected to answer first.
     Ewma,
-    /// The one that a ring has for something that the request says.
+    /// The one that a Maglev ring has for something that the request says.
     Maglev(Hashing),
 }
 
@@ -421,10 +426,11 @@ pub struct Hashing {
     pub load_percent_max: Option<u32>,
 }
 
-/// What is hashed; the client's address where a request does not have it.
+/// What of a request is hashed; the client's address where a request does not have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attribute {
     Address,
+    Host,
     /// The value of a header field (lower case name).
     Header(String),
     Cookie(String),
@@ -433,6 +439,39 @@ pub enum Attribute {
     Query,
     /// One parameter of the query.
     Parameter(String),
+    /// What the template of the route's path captured.
+    Capture(String),
+}
+
+/// Requests that wait where all room is taken; `None` = the tunables `upstream.pending_max` and `upstream.pending_timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    pub pending_max: Option<u32>,
+    pub wait: Option<Duration>,
+}
+
+/// A cookie that brings a client back to the endpoint that served it first.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sticky {
+    /// The cookie's name.
+    pub cookie: String,
+    /// How long the client keeps it; `None`: until it ends.
+    pub ttl: Option<Duration>,
+    pub path: String,
+    /// `None`: where the client came over TLS.
+    pub is_secure: Option<bool>,
+    pub same_site: SameSite,
+    pub is_http_only: bool,
+    /// What cookies are made with, the same on all nodes of a fleet; `None`: made at random by each keeper. No message shows it.
+    pub key: Option<[u8; 32]>,
+}
+
+/// `SameSite` of a cookie (RFC 6265bis section 4.1.2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    Strict,
+    Lax,
+    None,
 }
 
 /// One address in an upstream.
@@ -441,6 +480,22 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+    /// It is asked only while no other can be.
+    pub is_backup: bool,
+    /// Calls under way at a time, over all workers; `None`: as many as come.
+    pub calls_max: Option<u32>,
+}
+
+impl Endpoint {
+    /// An endpoint of every day, without a limit.
+    pub fn new(address: SocketAddr, weight: u32) -> Self {
+        Self {
+            address,
+            weight,
+            is_backup: false,
+            calls_max: None,
+        }
+    }
 }
 
 /// The question whose answer is an endpoint's health.
@@ -555,6 +610,15 @@ impl fmt::Debug for HeaderEdit {
             .field("set", &names(&self.set))
             .field("add", &names(&self.add))
             .finish()
+    }
+}
+
+impl fmt::Debug for Sticky {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sticky")
+            .field("cookie", &self.cookie)
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
     }
 }
 

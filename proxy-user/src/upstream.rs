@@ -2,26 +2,28 @@
 
 mod balance;
 mod endpoint;
+mod group;
 mod health;
 mod key;
 mod latency;
 mod least;
+mod queue;
 mod ring;
-
-use std::net::IpAddr;
+mod sticky;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::config::{self, Balance, Config};
+use crate::config::{self, Balance, Config, Hashing, PathMatch};
 use crate::message::RequestHead;
-use balance::Schedule;
-use least::Load;
-use ring::Ring;
+use endpoint::Total;
+use group::Group;
+use sticky::Sticky;
 
 pub use endpoint::{Active, Endpoint};
 pub use health::{Belief, Health};
+pub use queue::{Place, Queue, QueueFacts};
 
 /// A named set of endpoints.
 #[derive(Debug)]
@@ -29,9 +31,25 @@ pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
     balance: Balance,
-    schedule: Schedule,
-    /// Only where it is asked for.
-    ring: Option<Ring>,
+    /// Those of every day, then those that stand in for them.
+    groups: [Option<Group>; 2],
+    sticky: Option<Sticky>,
+    /// Calls under way at a time, over all workers.
+    pub calls_max: Option<u32>,
+    has_limits: bool,
+    /// Requests that wait, and how long; `None` = the tunables.
+    pub waiting: config::Queue,
+    counts_total: bool,
+    total: Arc<Total>,
+}
+
+/// What of a request has a say in whom it is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// What is hashed, as a number; 0 where nothing is.
+    pub key: u64,
+    /// The endpoint that its sticky cookie names.
+    pub endpoint: Option<usize>,
 }
 
 /// What a choice depends on.
@@ -44,15 +62,39 @@ pub struct Ask {
     pub random: u64,
     /// CLOCK_MONOTONIC.
     pub now_ns: u64,
-    /// See [`Upstream::key`].
-    pub key: u64,
+    pub wish: Wish,
 }
 
+/// Whom a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The index of an endpoint.
+    Endpoint(usize),
+    /// There are endpoints for it, and none may have one more call now.
+    Full,
+    /// No endpoint is healthy, or none takes new work.
+    Nobody,
+}
+
+/// What came of asking for room.
+#[derive(Debug)]
+pub enum Entry<'u> {
+    /// A call to the endpoint of this index has begun.
+    Begun(usize, Active<'u>),
+    Full,
+    Nobody,
+}
+
+/// How often the last room at an endpoint may be lost to another worker before it is called full.
+const RACES_MAX: usize = 8;
+
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
-/// same name (health, counters) goes on, however weights and order change.
+/// same name (health, counters) goes on, however weights and order change. `seed` is what sticky cookies are made with where
+/// the configuration has no key for them.
 pub fn build(
     config: &Config,
     workers: usize,
+    seed: u64,
     previous: Option<&[Arc<Upstream>]>,
 ) -> Arc<[Arc<Upstream>]> {
     let earlier = previous.unwrap_or_default().iter();
@@ -64,13 +106,18 @@ pub fn build(
         .iter()
         .map(|upstream| {
             let earlier = earlier.get(upstream.name.as_str()).copied();
-            Arc::new(Upstream::new(upstream, workers, earlier))
+            Arc::new(Upstream::new(upstream, workers, seed, earlier))
         })
         .collect()
 }
 
 impl Upstream {
-    pub fn new(config: &config::Upstream, workers: usize, previous: Option<&Self>) -> Self {
+    pub fn new(
+        config: &config::Upstream,
+        workers: usize,
+        seed: u64,
+        previous: Option<&Self>,
+    ) -> Self {
         let earlier = previous.iter().flat_map(|earlier| &earlier.endpoints);
         let earlier: HashMap<SocketAddr, &Endpoint> =
             earlier.map(|known| (known.address, known)).collect();
@@ -83,112 +130,160 @@ impl Upstream {
             }
             endpoint
         });
-        let weights: Vec<u32> = config
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.weight)
-            .collect();
+        let group = |is_backup| Group::new(&config.endpoints, is_backup, &config.balance, workers);
+        let sticky = config.sticky.as_ref().map(|sticky| {
+            let addresses = config.endpoints.iter().map(|endpoint| &endpoint.address);
+            Sticky::new(sticky, &config.name, addresses, seed)
+        });
+        let has_limits = config.calls_max.is_some()
+            || (config.endpoints.iter()).any(|endpoint| endpoint.calls_max.is_some());
+        let is_bounded = matches!(
+            config.balance,
+            Balance::Maglev(Hashing {
+                load_percent_max: Some(_),
+                ..
+            })
+        );
         Self {
             name: config.name.clone(),
             endpoints: endpoints.collect(),
-            ring: matches!(config.balance, Balance::Maglev(_)).then(|| {
-                let endpoints = config.endpoints.iter();
-                Ring::new(endpoints.map(|endpoint| (&endpoint.address, endpoint.weight)))
-            }),
             balance: config.balance.clone(),
-            schedule: Schedule::new(&weights, workers),
+            groups: [group(false), group(true)],
+            sticky,
+            calls_max: config.calls_max,
+            has_limits,
+            waiting: config.queue,
+            counts_total: has_limits || is_bounded,
+            total: previous.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.total)),
         }
     }
 
-    /// What of a request chooses its endpoint, as a number; 0 where nothing does.
-    pub fn key(&self, head: &RequestHead, peer: IpAddr) -> u64 {
-        match &self.balance {
-            Balance::Maglev(hashing) => key::key(&hashing.key, head, peer),
-            _ => 0,
+    /// What a request of this client on a route with this path wishes for.
+    pub fn wish(&self, head: &RequestHead, peer: IpAddr, path: &PathMatch) -> Wish {
+        Wish {
+            key: match &self.balance {
+                Balance::Maglev(hashing) => key::key(&hashing.key, head, peer, path),
+                _ => 0,
+            },
+            endpoint: self.sticky_endpoint(head),
         }
     }
 
-    /// Index of the endpoint for the next call of a worker.
+    /// The endpoint that the sticky cookie of a request names, if it is one of this upstream's.
+    pub fn sticky_endpoint(&self, head: &RequestHead) -> Option<usize> {
+        self.sticky.as_ref()?.find(head)
+    }
+
+    /// The `Set-Cookie` for a client, over TLS or in the clear, whose request wished this and went to that endpoint; `None`
+    /// where it has the right cookie, or there are none.
+    pub fn set_cookie(&self, endpoint: usize, wish: Wish, is_tls: bool) -> Option<String> {
+        let sticky = self.sticky.as_ref()?;
+        if wish.endpoint == Some(endpoint) {
+            return None;
+        }
+        sticky.set_cookie(endpoint, is_tls)
+    }
+
+    /// Those who wait for room.
+    pub fn queue(&self) -> &Queue {
+        &self.total.queue
+    }
+
+    /// Calls of all workers that are under way.
+    pub fn active(&self) -> u64 {
+        self.endpoints.iter().map(Endpoint::active).sum()
+    }
+
+    /// Begins a call to the endpoint that is chosen, if there is room for it.
+    pub fn enter(&self, ask: &Ask) -> Entry<'_> {
+        for _ in 0..RACES_MAX {
+            let index = match self.choose(ask) {
+                Choice::Endpoint(index) => index,
+                Choice::Full => return Entry::Full,
+                Choice::Nobody => return Entry::Nobody,
+            };
+            let total = self.counts_total.then_some(&*self.total);
+            if total.is_some_and(|total| total.begin(self.calls_max).is_none()) {
+                return Entry::Full;
+            }
+            if let Some(mut active) = self.endpoints[index].begin(ask.worker, ask.now_ns) {
+                active.total = total;
+                return Entry::Begun(index, active);
+            }
+            // Another worker took the last room in between.
+            total.iter().for_each(|total| total.end());
+        }
+        Entry::Full
+    }
+
+    /// The endpoint for the next call of a worker.
     ///
-    /// One that just failed, and one that is on hold (see [`Endpoint::hold`]) because it failed not long ago, are taken
-    /// only if there is no other. `None`: none is healthy, or none takes new work, and the client gets a 503 at once.
-    pub fn choose(&self, ask: Ask) -> Option<usize> {
-        let is = |index: usize, wanted: &dyn Fn(&Endpoint) -> bool| {
-            self.endpoints.get(index).is_some_and(wanted)
-        };
-        let is_healthy =
-            |endpoint: &Endpoint| endpoint.weight > 0 && endpoint.health().is_healthy();
-        let is_free = |endpoint: &Endpoint| is_healthy(endpoint) && !endpoint.is_held(ask.now_ns);
-        self.next(&ask, &|index| {
-            Some(index) != ask.avoid && is(index, &is_free)
-        })
-        .or_else(|| {
-            self.next(&ask, &|index| {
-                Some(index) != ask.avoid && is(index, &is_healthy)
-            })
-        })
-        .or_else(|| ask.avoid.filter(|index| is(*index, &is_healthy)))
-    }
-
-    fn next(&self, ask: &Ask, is_usable: &impl Fn(usize) -> bool) -> Option<usize> {
-        let Ask { worker, random, .. } = *ask;
-        match &self.balance {
-            Balance::RoundRobin => self.schedule.next(worker, is_usable),
-            Balance::Random => self.schedule.draw(random, is_usable),
-            Balance::LeastRequest { candidates } => {
-                let load = |index: usize| Load {
-                    cost: self.endpoints[index].load(),
-                    weight: self.endpoints[index].weight,
+    /// The one of the sticky cookie, as long as it lives. Else one of every day by the way of balancing, and while there is
+    /// none, one that stands in. One that just failed, and one that is on hold (see [`Endpoint::hold`]) because it failed
+    /// not long ago, are taken only if there is no other.
+    pub fn choose(&self, ask: &Ask) -> Choice {
+        let is_healthy = |index: usize| self.endpoints[index].health().is_healthy();
+        let is_held = |index: usize| self.endpoints[index].is_held(ask.now_ns);
+        let is_failed = |index: usize| Some(index) == ask.avoid;
+        let has_room = |index: usize| self.endpoints[index].has_room();
+        let stay = ask.wish.endpoint;
+        if let Some(index) =
+            stay.filter(|index| is_healthy(*index) && !is_held(*index) && !is_failed(*index))
+        {
+            return match has_room(index) {
+                true => Choice::Endpoint(index),
+                false => Choice::Full,
+            };
+        }
+        for takes_held in [false, true] {
+            for group in self.groups.iter().flatten() {
+                let is_usable = |index: usize| {
+                    group.has(&self.endpoints[index])
+                        && is_healthy(index)
+                        && !is_failed(index)
+                        && (takes_held || !is_held(index))
                 };
-                let candidates = *candidates as usize;
-                if candidates < self.endpoints.len() {
-                    least::of_drawn(&self.schedule, candidates, random, is_usable, load)
-                } else {
-                    least::of_all(self.endpoints.len(), random, is_usable, load)
+                let chosen =
+                    self.choose_of(group, ask, &|index| is_usable(index) && has_room(index));
+                if let Some(index) = chosen {
+                    return Choice::Endpoint(index);
                 }
-            }
-            Balance::Ewma => {
-                let load = |index: usize| Load {
-                    cost: self.endpoints[index].expected_ns(worker, ask.now_ns),
-                    weight: self.endpoints[index].weight,
-                };
-                least::of_drawn(&self.schedule, 2, random, is_usable, load)
-            }
-            Balance::Maglev(hashing) => {
-                let ring = self.ring.as_ref()?;
-                match hashing.load_percent_max {
-                    None => ring.find(ask.key, is_usable),
-                    Some(percent) => self.find_bounded(ring, ask.key, percent, is_usable),
+                if self.has_limits && (0..self.endpoints.len()).any(is_usable) {
+                    return Choice::Full;
                 }
             }
         }
+        let is_last = |index: &usize| is_healthy(*index) && self.endpoints[*index].weight > 0;
+        match ask.avoid.filter(is_last) {
+            Some(index) if has_room(index) => Choice::Endpoint(index),
+            Some(_) => Choice::Full,
+            None => Choice::Nobody,
+        }
     }
 
-    /// The first usable one from the key's slot on that one more call does not take above its bound. There is one, as all
-    /// bounds together are more than all calls; only workers that choose at the same moment can go above it, by one call each.
-    fn find_bounded(
+    fn choose_of(
         &self,
-        ring: &Ring,
-        key: u64,
-        percent: u32,
+        group: &Group,
+        ask: &Ask,
         is_usable: &impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let usable = self.endpoints.iter().enumerate();
-        let (total, weights) = usable.filter(|(index, _)| is_usable(*index)).fold(
-            (1, 0),
-            |(total, weights), (_, endpoint)| {
-                (
-                    total + endpoint.load(),
-                    weights + u64::from(endpoint.weight),
-                )
-            },
-        );
-        let has_room = |index: usize| {
-            let endpoint = &self.endpoints[index];
-            endpoint.load() < ring::capacity(total, endpoint.weight, weights, percent)
-        };
-        ring.find(key, |index| is_usable(index) && has_room(index))
-            .or_else(|| ring.find(key, is_usable))
+        let active = u64::from(self.total.active());
+        group.choose(&self.balance, &self.endpoints, active, ask, is_usable)
+    }
+
+    /// The request wishes for one endpoint and no other, as long as that lives.
+    pub fn is_bound(&self, wish: Wish) -> bool {
+        let endpoint = wish.endpoint.and_then(|index| self.endpoints.get(index));
+        endpoint.is_some_and(|endpoint| endpoint.health().is_healthy())
+    }
+
+    /// New work may go to this endpoint as far as beliefs go: it is healthy and, if it only stands in, none of every day is.
+    /// For the kernel half, which knows no groups.
+    pub fn serves(&self, endpoint: &Endpoint) -> bool {
+        let is_on_duty =
+            |other: &Endpoint| !other.is_backup && other.weight > 0 && other.health().is_healthy();
+        endpoint.health().is_healthy()
+            && (!endpoint.is_backup || !self.endpoints.iter().any(is_on_duty))
     }
 }
 

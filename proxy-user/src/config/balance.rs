@@ -1,7 +1,7 @@
 //! `balance` of an upstream, with what belongs to it: `candidates` of least_request, `hash` of maglev.
 
 use super::field::parse_field_name;
-use super::table::{Section, Value};
+use super::table::{Section, Value, optional};
 use super::{Attribute, Balance, Hashing};
 
 /// Endpoints that least_request may compare, short of all.
@@ -78,29 +78,29 @@ fn hashing(value: &Value<'_>) -> Option<Hashing> {
     section.finish();
     Some(Hashing {
         key: key?,
-        load_percent_max: match load_percent_max {
-            Some(percent) => Some(percent?),
-            None => None,
-        },
+        load_percent_max: optional(load_percent_max)?,
     })
 }
 
 fn attribute(value: &Value<'_>) -> Option<Attribute> {
     let text = value.text()?;
-    if let Some((kind @ ("header" | "cookie" | "query"), name)) = text.split_once(':') {
+    if let Some((kind @ ("header" | "cookie" | "query" | "capture"), name)) = text.split_once(':') {
         return value.parsed(|_| match kind {
             "header" => parse_field_name(name).map(Attribute::Header),
             "cookie" => parse_cookie_name(name).map(Attribute::Cookie),
+            "capture" => Ok(Attribute::Capture(name.to_owned())),
             _ => parse_parameter_name(name).map(Attribute::Parameter),
         });
     }
     let words = [
         ("address", Some(Attribute::Address)),
+        ("host", Some(Attribute::Host)),
         ("path", Some(Attribute::Path)),
         ("query", Some(Attribute::Query)),
         ("header:NAME", None),
         ("cookie:NAME", None),
         ("query:NAME", None),
+        ("capture:NAME", None),
     ];
     match value.word(&words, &[])? {
         Some(key) => Some(key),

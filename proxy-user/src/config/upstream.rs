@@ -4,40 +4,81 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::address::parse_endpoint_address;
+use super::context::Context;
 use super::problem::Spot;
-use super::table::{Section, Value};
-use super::{Endpoint, PathMatch, Probe, ProbeKind, Upstream, balance};
+use super::table::{Section, Value, optional};
+use super::{Endpoint, PathMatch, Probe, ProbeKind, Queue, Upstream, balance, sticky};
 use crate::config::pattern::parse_path;
 
 /// Highest weight of an endpoint, and most endpoints of an upstream: a ring names them in 16 bits.
 const WEIGHT_MAX: u32 = 1000;
 const ENDPOINTS_MAX: usize = 4096;
+/// Highest limit of calls, and most requests that wait.
+const CALLS_MAX: u32 = 1_000_000;
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
+/// Keys that say how L7 chooses and waits: the kernel half knows nothing of them.
+pub(super) const L7_KEYS: [&str; 7] = [
+    "balance",
+    "candidates",
+    "hash",
+    "calls_max",
+    "endpoint_calls_max",
+    "queue",
+    "sticky",
+];
+
+pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<Upstream> {
     let name = section.find("name").and_then(|value| value.as_text());
     let balance = balance::balance(section);
+    let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
+    let each = section.find("endpoint_calls_max");
+    let each = optional(each.map(|value| limit(&value)));
+    let queue = section
+        .find("queue")
+        .map_or(Some(Queue::default()), |value| queue(&value));
+    let sticky = section.find("sticky");
+    let sticky = optional(sticky.map(|value| sticky::sticky(&value, context)));
     let endpoints = section
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
-        .and_then(|value| endpoints(&value));
-    let probe = section.find("probe").map(|value| probe(&value));
+        .and_then(|value| endpoints(&value, each.flatten()));
+    let probe = optional(section.find("probe").map(|value| probe(&value)));
     section.later("tls");
     section.finish();
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance?,
+        calls_max: calls_max?,
+        queue: queue?,
+        sticky: sticky?,
         endpoints: endpoints?,
-        probe: match probe {
-            Some(probe) => Some(probe?),
-            None => None,
-        },
+        probe: probe?,
         at: section.spot.origin(),
     })
 }
 
-fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
+fn limit(value: &Value<'_>) -> Option<u32> {
+    value.number(1..=CALLS_MAX)
+}
+
+/// `{ pending_max = 100, wait = "1s" }`.
+fn queue(value: &Value<'_>) -> Option<Queue> {
+    let section = value.section()?;
+    let pending_max = section.find("pending_max");
+    let pending_max = optional(pending_max.map(|value| value.number(0..=CALLS_MAX)));
+    let wait = section.find("wait");
+    let wait = optional(wait.map(|value| value.duration(MS..=HOUR)));
+    section.finish();
+    Some(Queue {
+        pending_max: pending_max?,
+        wait: wait?,
+    })
+}
+
+/// `each` is what an endpoint has as `calls_max` that names none.
+fn endpoints(value: &Value<'_>, each: Option<u32>) -> Option<Vec<Endpoint>> {
     let items = value.items()?;
     if items.is_empty() {
         let help =
@@ -55,7 +96,7 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
     let mut first: HashMap<_, Spot<'_>> = HashMap::new();
     let (mut endpoints, mut is_good) = (Vec::new(), true);
     for item in &items {
-        let Some(endpoint) = endpoint(item) else {
+        let Some(endpoint) = endpoint(item, each) else {
             is_good = false;
             continue;
         };
@@ -73,11 +114,15 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
     is_good.then_some(endpoints)
 }
 
-/// `"10.0.0.11:8080"` or `{ address = "...", weight = 2 }`.
-fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
+/// `"10.0.0.11:8080"` or `{ address = "...", weight = 2, backup = true, calls_max = 20 }`.
+fn endpoint(item: &Value<'_>, each: Option<u32>) -> Option<Endpoint> {
     if !item.is_table() {
         let address = item.parsed(parse_endpoint_address)?;
-        return Some(Endpoint { address, weight: 1 });
+        let calls_max = each;
+        return Some(Endpoint {
+            calls_max,
+            ..Endpoint::new(address, 1)
+        });
     }
     let mut section = item.section()?;
     section.name = "an endpoint".to_owned();
@@ -87,10 +132,16 @@ fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     let weight = section
         .find("weight")
         .map_or(Some(1), |value| value.number(0..=WEIGHT_MAX));
+    let is_backup = section
+        .find("backup")
+        .map_or(Some(false), |value| value.truth());
+    let own = optional(section.find("calls_max").map(|value| limit(&value)));
     section.finish();
     Some(Endpoint {
         address: address?,
         weight: weight?,
+        is_backup: is_backup?,
+        calls_max: own?.or(each),
     })
 }
 

@@ -347,15 +347,13 @@ impl Control {
 }
 
 fn is_healthy(snapshot: &Snapshot, upstream: usize, address: SocketAddr) -> bool {
-    let endpoints = snapshot
-        .upstreams
-        .get(upstream)
-        .map(|upstream| &upstream.endpoints[..])
-        .unwrap_or_default();
+    let Some(upstream) = snapshot.upstreams.get(upstream) else {
+        return true;
+    };
+    let mut endpoints = upstream.endpoints.iter();
     endpoints
-        .iter()
         .find(|endpoint| endpoint.address == address)
-        .is_none_or(|endpoint| endpoint.health().is_healthy())
+        .is_none_or(|endpoint| upstream.serves(endpoint))
 }
 
 fn listener_at(config: &Config, address: SocketAddr) -> Option<usize> {

@@ -50,8 +50,7 @@ pub(super) async fn relay(
     response: &mut ResponseHead,
     body: &mut Body<'_>,
 ) -> Next {
-    let random = exchange.gateway.caller().random();
-    let Some(upstream) = upstream::choose_weighted(choices, random) else {
+    let Some(upstream) = choose_upstream(exchange, choices, request) else {
         let failure = Failure::Connect(ConnectError::NoEndpoint);
         return exchange.reply(failure.reply(), request, body).await;
     };
@@ -86,6 +85,25 @@ pub(super) async fn relay(
     }
 }
 
+/// The upstream whose sticky cookie the request has, else one by weight.
+fn choose_upstream(
+    exchange: &Exchange<'_>,
+    choices: &[(usize, u32)],
+    request: &RequestHead,
+) -> Option<usize> {
+    if choices.len() > 1 {
+        let upstreams = &exchange.snapshot.upstreams;
+        let is_its = |(upstream, _): &&(usize, u32)| {
+            let upstream = upstreams.get(*upstream);
+            upstream.is_some_and(|upstream| upstream.sticky_endpoint(request).is_some())
+        };
+        if let Some((upstream, _)) = choices.iter().find(is_its) {
+            return Some(*upstream);
+        }
+    }
+    upstream::choose_weighted(choices, exchange.gateway.caller().random())
+}
+
 /// Asks one endpoint, and another one where that is safe: whether the client's connection may live on.
 async fn try_endpoints(
     exchange: &Exchange<'_>,
@@ -101,7 +119,7 @@ async fn try_endpoints(
         left: route.retries.unwrap_or(limits.retries),
         avoid: None,
         renew: None,
-        key: snapshot.upstreams[upstream].key(request, exchange.client.address),
+        wish: snapshot.upstreams[upstream].wish(request, exchange.client.address, &route.path),
     };
     // A body is gone once it was sent, and who asks for a change twice may get it twice.
     let is_repeatable = matches!(request.framing(), Framing::None | Framing::Length(0))
@@ -130,8 +148,11 @@ async fn try_endpoints(
         let is_stale = call.is_reused && matches!(failure, Failure::Head(HeadError::Gone));
         if is_stale && is_repeatable {
             // The endpoint closed a connection that had waited too long: nobody's failure.
-            drop(call);
-            tries.renew = Some(index);
+            let Call {
+                connection, active, ..
+            } = call;
+            drop(connection);
+            tries.renew = Some((index, active));
             call = caller.begin(snapshot, upstream, &mut tries).await?;
             continue;
         }
@@ -157,6 +178,7 @@ async fn attempt(
 ) -> Result<Kept, Failure> {
     let (snapshot, limits) = (exchange.snapshot, &exchange.snapshot.response_limits);
     let head = encode_request(exchange, call, request);
+    let cookie = call.set_cookie(exchange.client.scheme == "https");
     let (mut reader, origin) = call.connection.wire.split();
     let encoder = BodyEncoder::new(request.framing());
     let mut upload = Transfer::new(head, body, encoder, origin, upload_pace(exchange));
@@ -183,6 +205,10 @@ async fn attempt(
     call.active.answered(net::now().as_ns());
     for policy in &route.policies {
         snapshot.policies.response(*policy, response);
+    }
+    // Behind the policies: none of them shall take it away, for it is ours and no field of the origin's.
+    if let Some(cookie) = cookie {
+        response.add("set-cookie", &cookie);
     }
 
     let answer = response.answer(request, exchange.keep_alive());
@@ -296,6 +322,12 @@ impl Failure {
         match self {
             Self::Connect(ConnectError::NoEndpoint) => {
                 Reply::new(503, "no_endpoint").field("retry-after", "1")
+            }
+            Self::Connect(ConnectError::Full) => {
+                Reply::new(503, "upstream_full").field("retry-after", "1")
+            }
+            Self::Connect(ConnectError::PendingLate) => {
+                Reply::new(503, "upstream_pending_timeout").field("retry-after", "1")
             }
             Self::Connect(ConnectError::Exhausted) => {
                 Reply::new(503, "no_descriptor").field("retry-after", "1")

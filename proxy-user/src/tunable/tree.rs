@@ -187,6 +187,8 @@ tree! {
         body_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the next bytes of a response's body.";
         idle_connections_max: count[1024, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
         idle_timeout: duration[55 * S, 100 * MS, HOUR] Live "An idle connection to an endpoint is closed after so long.";
+        pending_max: count[128, 0, 1_000_000] Live "Requests that wait for room at an upstream whose limits are reached; 503 beyond.";
+        pending_timeout: duration[S, MS, HOUR] Live "Longest wait for room at an upstream; then 503.";
         retries: count[1, 0, 10] Live "Tries after the first where a route names none; only for requests that are safe to repeat.";
     }
     datapath: Datapath {

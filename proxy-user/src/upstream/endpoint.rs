@@ -2,10 +2,11 @@
 
 use super::Health;
 use super::latency::{Latency, PENALTY_NS};
+use super::queue::Queue;
 use crate::config::{self, Balance};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// One address of one generation; what is known of it is shared with the generations before and after.
 #[derive(Debug)]
@@ -13,6 +14,10 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 0 = takes no new work.
     pub weight: u32,
+    /// It is asked only while no other can be.
+    pub is_backup: bool,
+    /// Calls under way at a time, over all workers.
+    pub calls_max: Option<u32>,
     /// Calls under way are counted in one place, for whoever must know those of all workers at every choice.
     is_shared: bool,
     learns_latency: bool,
@@ -70,14 +75,17 @@ impl Endpoint {
         Self {
             address: config.address,
             weight: config.weight,
-            is_shared: matches!(
-                balance,
-                Balance::LeastRequest { .. }
-                    | Balance::Maglev(config::Hashing {
-                        load_percent_max: Some(_),
-                        ..
-                    })
-            ),
+            is_backup: config.is_backup,
+            calls_max: config.calls_max,
+            is_shared: config.calls_max.is_some()
+                || matches!(
+                    balance,
+                    Balance::LeastRequest { .. }
+                        | Balance::Maglev(config::Hashing {
+                            load_percent_max: Some(_),
+                            ..
+                        })
+                ),
             learns_latency: *balance == Balance::Ewma,
             state,
         }
@@ -98,45 +106,54 @@ impl Endpoint {
         self.state.held_until_ns.load(Relaxed) > now_ns
     }
 
-    /// Counts a call of this worker, from now until the guard is dropped. A worker counts on its own thread only.
-    pub fn begin(&self, worker: usize, now_ns: u64) -> Active<'_> {
+    /// Counts a call of this worker, from now until the guard is dropped; `None`: as many are under way as may be. A worker
+    /// counts on its own thread only.
+    pub fn begin(&self, worker: usize, now_ns: u64) -> Option<Active<'_>> {
+        let shared = self.is_shared.then_some(&self.state.shared.active);
+        if let Some(shared) = shared {
+            count_below(shared, self.calls_max)?;
+        }
         let tally = self.state.tallies.get(worker);
         if let Some(tally) = tally {
             add(&tally.begun);
         }
-        let shared = self.is_shared.then_some(&self.state.shared.active);
-        if let Some(shared) = shared {
-            shared.fetch_add(1, Relaxed);
-        }
         let latency = tally
             .filter(|_| self.learns_latency)
             .map(|tally| &tally.latency);
-        Active {
+        Some(Active {
             tally,
             shared,
             latency,
             begun_ns: now_ns,
-        }
+            total: None,
+        })
     }
 
-    /// Calls of all workers that are under way, where the way of balancing asks for it; one load.
+    /// One more call may begin.
+    pub(super) fn has_room(&self) -> bool {
+        self.calls_max
+            .is_none_or(|max| self.load() < u64::from(max))
+    }
+
+    /// Calls of all workers that are under way, where the way of balancing or a limit asks for it; one load.
     pub(super) fn load(&self) -> u64 {
         u64::from(self.state.shared.active.load(Relaxed))
     }
 
-    /// What one more call of this worker is expected to wait, in ns, for all that are under way.
-    pub(super) fn expected_ns(&self, worker: usize, now_ns: u64) -> u64 {
-        let Some(tally) = self.state.tallies.get(worker) else {
-            return 0;
-        };
-        let active = tally.begun.load(Relaxed) - tally.ended.load(Relaxed);
+    /// Calls of this worker that are under way.
+    pub(super) fn active_of(&self, worker: usize) -> u64 {
+        let tally = self.state.tallies.get(worker);
+        tally.map_or(0, |tally| {
+            tally.begun.load(Relaxed) - tally.ended.load(Relaxed)
+        })
+    }
+
+    /// How long an answer to this worker is expected to take now, in ns, while so many are awaited.
+    pub(super) fn latency_ns(&self, worker: usize, active: u64, now_ns: u64) -> u64 {
+        let tally = self.state.tallies.get(worker);
+        let known = tally.and_then(|tally| tally.latency.expected_ns(now_ns));
         // Who has never been asked is asked, but not by all at once.
-        let unknown_ns = if active == 0 { 0 } else { PENALTY_NS };
-        tally
-            .latency
-            .expected_ns(now_ns)
-            .unwrap_or(unknown_ns)
-            .saturating_mul(active + 1)
+        known.unwrap_or(if active == 0 { 0 } else { PENALTY_NS })
     }
 
     /// Calls that are under way.
@@ -172,6 +189,36 @@ pub struct Active<'e> {
     shared: Option<&'e AtomicU32>,
     latency: Option<&'e Latency>,
     begun_ns: u64,
+    /// It counts among the calls of its upstream, too.
+    pub(super) total: Option<&'e Total>,
+}
+
+/// Calls of all workers and generations to an upstream, where a limit or the way of balancing asks for them, and who waits.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Total {
+    active: AtomicU32,
+    pub queue: Queue,
+}
+
+impl Total {
+    /// Calls under way.
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// Counts one more; `None`: there are as many as may be.
+    pub(super) fn begin(&self, max: Option<u32>) -> Option<()> {
+        count_below(&self.active, max)
+    }
+
+    /// One call has ended, or has not begun: somebody may wait for its room.
+    pub(super) fn end(&self) {
+        self.active.fetch_sub(1, SeqCst);
+        if !self.queue.is_empty() {
+            self.queue.call_next();
+        }
+    }
 }
 
 impl Active<'_> {
@@ -200,9 +247,24 @@ impl Drop for Active<'_> {
             add(&tally.ended);
         }
         if let Some(shared) = self.shared {
-            shared.fetch_sub(1, Relaxed);
+            shared.fetch_sub(1, SeqCst);
+        }
+        // Last, so that whoever waits finds the room at the endpoint, too.
+        if let Some(total) = self.total {
+            total.end();
         }
     }
+}
+
+/// Adds one to a counter of all workers unless it is as high as it may be. In one order with what the queue does: either
+/// whoever lines up sees the room that is left, or whoever leaves it sees the line.
+fn count_below(counter: &AtomicU32, max: Option<u32>) -> Option<()> {
+    let Some(max) = max else {
+        counter.fetch_add(1, SeqCst);
+        return Some(());
+    };
+    let more = |count: u32| (count < max).then_some(count + 1);
+    counter.fetch_update(SeqCst, SeqCst, more).ok().map(|_| ())
 }
 
 /// Adds one to a counter that nobody else writes: no locked instruction.

@@ -2,10 +2,10 @@
 
 use super::balance::{Schedule, step};
 
-/// What an endpoint has to do, as a share of what it can: compared as a fraction, so that nothing is rounded.
-#[derive(Clone, Copy, Debug)]
+/// What an endpoint has to do, and how much it can: compared as fractions, so that nothing is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Load {
-    pub cost: u64,
+    pub active: u64,
     pub weight: u32,
 }
 
@@ -13,75 +13,71 @@ pub(super) struct Load {
 const DRAWN_MAX: usize = 8;
 
 impl Load {
-    fn cross(self, other: Self) -> u128 {
-        u128::from(self.cost) * u128::from(other.weight)
+    /// Even with this call it would have no more to do, for its weight, than the other has without.
+    ///
+    /// Among equal weights that is "fewer", as usual. Among unequal ones it is what keeps both promises: idle endpoints are
+    /// asked by weight (compared by what they would have *with* the call, the heaviest would take all), and a light one that
+    /// is idle does not take all calls of a heavy one that has but a few.
+    pub fn relieves(self, other: Self) -> bool {
+        let with_it = u128::from(self.active) + 1;
+        with_it * u128::from(other.weight) <= u128::from(other.active) * u128::from(self.weight)
     }
 
+    /// It has less to do for its weight, counting the call.
     fn is_less(self, other: Self) -> bool {
-        self.cross(other) < other.cross(self)
-    }
-
-    fn is_same(self, other: Self) -> bool {
-        self.cross(other) == other.cross(self)
+        let (this, that) = (u128::from(self.active) + 1, u128::from(other.active) + 1);
+        this * u128::from(other.weight) < that * u128::from(self.weight)
     }
 }
 
-/// Draws `candidates` different endpoints by weight and takes the one with the least to do; among equals the one drawn first,
-/// so that idle endpoints are asked by weight (Mitzenmacher, "The Power of Two Choices", 2001).
+/// Draws `candidates` turns of the schedule and takes the endpoint that `is_better` than those before it (Mitzenmacher, "The
+/// Power of Two Choices in Randomized Load Balancing", 2001; drawn by weight as in Wieder, "Balanced Allocations with
+/// Heterogeneous Bins", 2007).
 pub(super) fn of_drawn(
     schedule: &Schedule,
     candidates: usize,
     random: u64,
     is_usable: &impl Fn(usize) -> bool,
-    load: impl Fn(usize) -> Load,
+    is_better: impl Fn(usize, usize) -> bool,
 ) -> Option<usize> {
-    let first = schedule.draw(random, is_usable)?;
-    let mut drawn = [first; DRAWN_MAX];
-    let (mut best, mut random) = ((first, load(first)), random);
+    let (turn, mut best) = schedule.draw_turn(random, |_, endpoint| is_usable(endpoint))?;
+    let (mut drawn, mut random) = ([turn; DRAWN_MAX], random);
     for count in 1..candidates.min(DRAWN_MAX) {
         random = step(random);
-        let is_new = |index| !drawn[..count].contains(&index) && is_usable(index);
-        let Some(next) = schedule.draw(random, is_new) else {
+        let is_new = |turn, endpoint| !drawn[..count].contains(&turn) && is_usable(endpoint);
+        let Some((turn, next)) = schedule.draw_turn(random, is_new) else {
             break;
         };
-        drawn[count] = next;
-        let other = load(next);
-        if other.is_less(best.1) {
-            best = (next, other);
+        drawn[count] = turn;
+        if next != best && is_better(next, best) {
+            best = next;
         }
     }
-    Some(best.0)
+    Some(best)
 }
 
-/// Of `count` endpoints the one with the least to do, among equals any by weight.
+/// Of `count` endpoints the one with the least to do, if that relieves one that is drawn by weight.
 pub(super) fn of_all(
+    schedule: &Schedule,
     count: usize,
     random: u64,
     is_usable: &impl Fn(usize) -> bool,
     load: impl Fn(usize) -> Load,
 ) -> Option<usize> {
-    let (mut best, mut equal_weight, mut random) = (None, 0u64, random);
-    for index in (0..count).filter(|index| is_usable(*index)) {
-        let this = load(index);
-        let weight = u64::from(this.weight);
-        if weight == 0 {
-            continue;
-        }
-        match best {
-            Some((_, other)) if this.is_same(other) => {
-                // Reservoir sampling: each of the equals is kept with its share of their weight.
-                equal_weight += weight;
-                random = step(random);
-                if ((u128::from(random) * u128::from(equal_weight)) >> 64) < u128::from(weight) {
-                    best = Some((index, this));
-                }
-            }
-            Some((_, other)) if !this.is_less(other) => {}
-            _ => {
-                best = Some((index, this));
-                equal_weight = weight;
+    let drawn = schedule.draw(random, is_usable)?;
+    let (before, mut least) = (load(drawn), (drawn, load(drawn)));
+    // From the drawn one on, so that not always the same comes first among equals.
+    for index in (drawn + 1..count).chain(0..drawn) {
+        if is_usable(index) {
+            let this = load(index);
+            if this.is_less(least.1) {
+                least = (index, this);
             }
         }
     }
-    best.map(|(index, _)| index)
+    Some(if least.1.relieves(before) {
+        least.0
+    } else {
+        drawn
+    })
 }
