@@ -5,8 +5,12 @@ use std::net::SocketAddr;
 use proxy_ebpf::abi::Address;
 use proxy_ebpf::maglev::{self, Member};
 
-/// Which endpoint each slot belongs to. Dead endpoints keep their slots: what hashes there goes to the owner of the
-/// next slot, whose place is as good as random, so that nobody else's requests move, and theirs are spread over all.
+use super::balance::step;
+
+/// Which endpoint each slot belongs to. Endpoints that are dead or at their bound keep their slots: what hashes there jumps
+/// to another slot that follows from the hash alone, so that nobody else's requests move, and theirs are spread over all
+/// by weight (the neighbour in a Maglev ring is not: Chen, Coleman, Shrivastava, "Revisiting Consistent Hashing with
+/// Bounded Loads", AAAI 2021, has the same remedy for other rings).
 #[derive(Debug)]
 pub(super) struct Ring {
     /// 1 + index of the endpoint; 0: nobody takes new work.
@@ -14,8 +18,8 @@ pub(super) struct Ring {
     endpoints: usize,
 }
 
-/// Slots per endpoint that are looked through, before all endpoints are gone through in their order.
-const STEPS: usize = 4;
+/// Slots that are looked at before all endpoints are gone through in their order.
+const JUMPS: usize = 64;
 
 impl Ring {
     /// Of addresses and weights. Endpoints that do not fit into 16 bits get no slot; the configuration has fewer.
@@ -41,24 +45,26 @@ impl Ring {
         }
     }
 
-    /// The first usable one from the slot of this hash on.
+    /// The first usable one of the slots that this hash names one after the other.
     pub fn find(&self, hash: u64, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
-        let count = self.slots.len();
-        let start = maglev::slot((hash >> 32) as u32, count as u32) as usize;
-        let steps = (STEPS * self.endpoints + STEPS).min(count);
-        let near = (start..start + steps).filter_map(|slot| {
-            let id = *self
-                .slots
-                .get(if slot < count { slot } else { slot - count })?;
-            usize::from(id).checked_sub(1)
-        });
-        let all = (0..self.endpoints).map(|step| (start + step) % self.endpoints);
-        near.chain(all).find(|index| is_usable(*index))
+        let mut next = hash;
+        for _ in 0..JUMPS {
+            let slot = maglev::slot((next >> 32) as u32, self.slots.len() as u32);
+            let id = *self.slots.get(slot as usize)?;
+            let index = usize::from(id).checked_sub(1)?;
+            if is_usable(index) {
+                return Some(index);
+            }
+            next = step(next);
+        }
+        let start = (hash % self.endpoints.max(1) as u64) as usize;
+        let mut all = (start..self.endpoints).chain(0..start);
+        all.find(|index| is_usable(*index))
     }
 }
 
 /// Calls that one endpoint may have under way when `total` of all, with the one that is to begin, are: its share of them by
-/// weight, times the bound, rounded up (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018).
+/// weight, times the bound, rounded up (Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
 pub(super) fn capacity(total: u64, weight: u32, weights: u64, percent: u32) -> u64 {
     let share = u128::from(total) * u128::from(weight) * u128::from(percent);
     let whole = u128::from(weights.max(1)) * 100;
