@@ -261,6 +261,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         || Some(datapath::absent()),
         |section| datapath::datapath(section, context),
     );
+    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let upstreams = sections
         .upstreams
         .iter()
@@ -287,6 +288,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
             routes,
             policies,
             upstreams,
+            l7_values,
             tunables,
         },
         written,

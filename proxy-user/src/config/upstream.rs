@@ -20,7 +20,7 @@ const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Keys that say how L7 chooses and waits: the kernel half knows nothing of them.
-pub(super) const L7_KEYS: [&str; 7] = [
+const L7_KEYS: [&str; 7] = [
     "balance",
     "candidates",
     "hash",
@@ -30,15 +30,21 @@ pub(super) const L7_KEYS: [&str; 7] = [
     "sticky",
 ];
 
+/// What stands there of keys that only L7 knows.
+pub(super) fn l7_values<'s>(section: &Section<'s>) -> Vec<Value<'s>> {
+    L7_KEYS.iter().filter_map(|key| section.find(key)).collect()
+}
+
 pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<Upstream> {
     let name = section.find("name").and_then(|value| value.as_text());
     let balance = balance::balance(section);
     let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
     let each = section.find("endpoint_calls_max");
     let each = optional(each.map(|value| limit(&value)));
-    let queue = section
-        .find("queue")
-        .map_or(Some(Queue::default()), |value| queue(&value));
+    let queue_value = section.find("queue");
+    let queue = queue_value
+        .as_ref()
+        .map_or(Some(Queue::default()), |value| queue(value));
     let sticky = section.find("sticky");
     let sticky = optional(sticky.map(|value| sticky::sticky(&value, context)));
     let endpoints = section
@@ -47,6 +53,15 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let probe = optional(section.find("probe").map(|value| probe(&value)));
     section.later("tls");
     section.finish();
+    if let (Some(value), Some(None), Some(endpoints)) = (queue_value, calls_max, &endpoints)
+        && endpoints
+            .iter()
+            .all(|endpoint| endpoint.calls_max.is_none())
+    {
+        let help = "write calls_max = 200, or endpoint_calls_max = 50".to_owned();
+        let message = "nobody ever waits in this `queue`: there is no limit";
+        return value.spot.refuse(message, "", Some(help));
+    }
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance?,

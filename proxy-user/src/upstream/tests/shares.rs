@@ -129,10 +129,10 @@ fn fullest(balance: Balance, endpoints: usize, seed: u64) -> u64 {
 
 #[test]
 fn of_two_choices_the_fullest_endpoint_has_far_less_than_by_chance() {
-    // Mitzenmacher: ln ln n / ln 2 + O(1) calls with two choices, ln n / ln ln n (1 + o(1)) with one; n = 4096 gives
-    // 3.1 and 3.9 for the leading terms, and by experience 4 against 7 or more.
-    let n = 4096;
-    for seed in 0..5 {
+    // Mitzenmacher: ln ln n / ln 2 + O(1) calls with two choices, ln n / ln ln n (1 + o(1)) with one; n = 2048 gives
+    // 2.9 and 3.8 for the leading terms, and by experience 4 against 7 or more.
+    let n = 2048;
+    for seed in 0..3 {
         let chance = fullest(Balance::Random, n, seed);
         let two = fullest(least_request(2), n, seed);
         assert!(two <= 4, "{two} with two choices");
@@ -171,7 +171,6 @@ fn simulate(
     let (mut begun, mut area, mut active_max) = (vec![0.0; count], vec![0.0; count], 0.0_f64);
     for _ in 0..calls {
         now += dice.exponential(interval_ns);
-        running.sort_by(|one, other| other.0.total_cmp(&one.0));
         while running.last().is_some_and(|(end, _, _)| *end <= now) {
             if let Some((end, _, active)) = running.pop() {
                 active.answered(end as u64);
@@ -187,7 +186,8 @@ fn simulate(
         area[index] += took;
         let weight = f64::from(upstream.endpoints[index].weight);
         active_max = active_max.max(under_way as f64 / weight);
-        running.push((now + took, index, active));
+        let at = running.partition_point(|(end, ..)| *end > now + took);
+        running.insert(at, (now + took, index, active));
     }
     let elapsed = now - 1e9;
     Simulated {
@@ -339,7 +339,7 @@ fn maglev_moves_few_keys_when_an_endpoint_goes_and_none_when_one_is_ill() {
     let address = |upstream: &Upstream, key| {
         by_key(upstream, key).map(|index| upstream.endpoints[index].address)
     };
-    let (mut lost, mut moved) = (0, 0);
+    let (mut lost, mut moved) = (0_i32, 0);
     for key in keys(50_000) {
         let before = address(&all, key);
         if before == Some(all.endpoints[4].address) {
@@ -363,7 +363,8 @@ fn maglev_moves_few_keys_when_an_endpoint_goes_and_none_when_one_is_ill() {
         }
     }
     for (index, count) in taken.iter().enumerate().filter(|(index, _)| *index != 4) {
-        assert!(*count > lost as f64 / 9.0 * 0.6, "{index} of {taken:?}");
+        let share = *count * 9.0 / f64::from(lost);
+        assert!((0.8..1.2).contains(&share), "{index} of {taken:?}");
     }
 }
 
