@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-pub use text::Outside;
+pub use text::{Outside, Waiting};
 
 /// Label sets of one kind that are kept apart; those that come after share one named `other`.
 pub const SERIES_MAX: usize = 16_384;

@@ -189,6 +189,11 @@ impl Upstream {
         &self.total.queue
     }
 
+    /// Calls to it, or to one of its endpoints, have a limit.
+    pub fn has_limits(&self) -> bool {
+        self.has_limits
+    }
+
     /// Calls of all workers that are under way.
     pub fn active(&self) -> u64 {
         self.endpoints.iter().map(Endpoint::active).sum()

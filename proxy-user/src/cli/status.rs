@@ -61,7 +61,12 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        writeln!(text, "upstream {}:", upstream.name)?;
+        let waits = match (upstream.calls_max, upstream.pending) {
+            (Some(max), pending) => format!(" at most {max} calls, {pending} wait"),
+            (None, 0) => String::new(),
+            (None, pending) => format!(" {pending} wait"),
+        };
+        writeln!(text, "upstream {}:{waits}", upstream.name)?;
         for endpoint in &upstream.endpoints {
             let health = match (endpoint.probed, endpoint.healthy) {
                 (false, _) => "not probed",
@@ -73,10 +78,15 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             } else {
                 ""
             };
+            let backup = if endpoint.backup { ", backup" } else { "" };
+            let limit = endpoint.calls_max.map(|max| format!(" of {max}"));
             writeln!(
                 text,
-                "  {} weight {}, {health}{neighbour}",
-                endpoint.address, endpoint.weight
+                "  {} weight {}{backup}, {health}, {}{} calls{neighbour}",
+                endpoint.address,
+                endpoint.weight,
+                endpoint.calls_active,
+                limit.unwrap_or_default()
             )?;
         }
     }

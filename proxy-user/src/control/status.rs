@@ -48,12 +48,22 @@ pub struct Listener {
 pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
+    /// Calls that may be under way at a time; absent where there is no limit.
+    pub calls_max: Option<u32>,
+    /// Requests that wait for room.
+    pub pending: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
+    /// It is asked only while no other can be.
+    pub backup: bool,
+    /// Calls under way.
+    pub calls_active: u64,
+    /// Calls that may be under way at a time; absent where there is no limit.
+    pub calls_max: Option<u32>,
     /// What probes say; an endpoint that is not probed is believed healthy.
     pub healthy: bool,
     pub probed: bool,
@@ -153,6 +163,9 @@ impl Facts<'_> {
             let endpoints = upstream.endpoints.iter().map(|endpoint| Endpoint {
                 address: endpoint.address,
                 weight: endpoint.weight,
+                backup: endpoint.is_backup,
+                calls_active: endpoint.active(),
+                calls_max: endpoint.calls_max,
                 healthy: endpoint.health().is_healthy(),
                 probed: config.probe.is_some(),
                 resolved: self
@@ -164,6 +177,8 @@ impl Facts<'_> {
             Upstream {
                 name: upstream.name.clone(),
                 endpoints: endpoints.collect(),
+                calls_max: upstream.calls_max,
+                pending: upstream.queue().facts().pending,
             }
         });
         upstreams.collect()

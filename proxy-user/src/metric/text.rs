@@ -34,12 +34,31 @@ pub struct Outside {
     pub slots_shared: Option<u64>,
     /// Sources banned now.
     pub bans: Option<u64>,
+    /// Calls under way to each endpoint (upstream, endpoint).
+    pub calls_active: Vec<([String; 2], u64)>,
+    /// Those who wait for room at upstreams with limits.
+    pub queues: Vec<Waiting>,
     /// Packets dropped for each rule that can ban.
     pub rule_drops: Vec<(String, u64)>,
     /// Listener, file and end of validity (seconds since 1970) of each certificate.
     pub certificates: Vec<([String; 2], i64)>,
     /// Seconds since 1970 at which the daemon started.
     pub start_time_seconds: u64,
+}
+
+/// Requests that wait, or waited, for room at an upstream.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pub upstream: String,
+    /// Now.
+    pub pending: u64,
+    /// Since the upstream came into the configuration: those that had to wait, those that found too many waiting, those
+    /// that waited in vain.
+    pub queued: u64,
+    pub full: u64,
+    pub late: u64,
+    /// What all waited together, in microseconds.
+    pub waited_us: u64,
 }
 
 /// Encodes all as OpenMetrics 1.0 text.
@@ -71,6 +90,7 @@ impl Collector for All {
         page.listeners(&self.registry.listeners)?;
         page.routes(&self.registry.routes)?;
         page.endpoints(&self.registry.endpoints)?;
+        page.queues(&self.outside)?;
         page.datapath(&self.outside)
     }
 }
@@ -331,6 +351,49 @@ impl Page<'_> {
         Ok(())
     }
 
+    fn queues(&mut self, outside: &Outside) -> Result<(), Error> {
+        let mut family = self.family(
+            "upstream_calls_active",
+            "Calls under way.",
+            MetricType::Gauge,
+        )?;
+        for ([upstream, endpoint], active) in &outside.calls_active {
+            family
+                .encode_family(&[("upstream", upstream), ("endpoint", endpoint)])?
+                .encode_gauge(&(*active as i64))?;
+        }
+        let help = "Requests that wait for room at an upstream with limits.";
+        let mut family = self.family("upstream_pending", help, MetricType::Gauge)?;
+        for queue in &outside.queues {
+            family
+                .encode_family(&[("upstream", &queue.upstream)])?
+                .encode_gauge(&(queue.pending as i64))?;
+        }
+        let help = "Requests that had to wait for room.";
+        let mut family = self.family("upstream_queued", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            counted(&mut family, &[("upstream", &queue.upstream)], queue.queued)?;
+        }
+        let help =
+            "Requests for which there was no room: too many waited, or they waited too long.";
+        let mut family = self.family("upstream_queue_refused", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            for (reason, count) in [("full", queue.full), ("timeout", queue.late)] {
+                let labels = [("upstream", queue.upstream.as_str()), ("reason", reason)];
+                counted(&mut family, &labels, count)?;
+            }
+        }
+        let help = "What requests waited for room and found it, all together.";
+        let mut family = self.family("upstream_queue_wait_seconds", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            let seconds = queue.waited_us as f64 / 1e6;
+            family
+                .encode_family(&[("upstream", &queue.upstream)])?
+                .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
+        }
+        Ok(())
+    }
+
     fn datapath(&mut self, outside: &Outside) -> Result<(), Error> {
         if let Some(bans) = outside.bans {
             self.gauge("guard_bans", "Sources banned now.", bans)?;
@@ -456,6 +519,15 @@ mod tests {
         let outside = Outside {
             verdicts: vec![("serve", 3)],
             bans: Some(1),
+            calls_active: vec![(["app".to_owned(), "10.0.0.1:80".to_owned()], 4)],
+            queues: vec![Waiting {
+                upstream: "app".to_owned(),
+                pending: 2,
+                queued: 9,
+                full: 1,
+                late: 3,
+                waited_us: 1_500_000,
+            }],
             ..Outside::default()
         };
         let text = registry.text(outside);
@@ -484,6 +556,12 @@ mod tests {
             r#"sluice_listener_connections_active{listener="web"} 2"#,
             r#"sluice_datapath_packets_total{verdict="serve"} 3"#,
             "sluice_guard_bans 1",
+            r#"sluice_upstream_calls_active{upstream="app",endpoint="10.0.0.1:80"} 4"#,
+            r#"sluice_upstream_pending{upstream="app"} 2"#,
+            r#"sluice_upstream_queued_total{upstream="app"} 9"#,
+            r#"sluice_upstream_queue_refused_total{upstream="app",reason="full"} 1"#,
+            r#"sluice_upstream_queue_refused_total{upstream="app",reason="timeout"} 3"#,
+            r#"sluice_upstream_queue_wait_seconds_total{upstream="app"} 1.5"#,
         ] {
             assert!(
                 text.lines().any(|line| line == wanted),

@@ -1,5 +1,6 @@
 //! Whole workers on real sockets: raw clients on one side, scripted origins on the other.
 
+mod balance;
 mod client;
 mod deadline;
 mod early;
