@@ -34,10 +34,12 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::tunable::Origin;
 
@@ -395,12 +397,32 @@ pub struct Upstream {
     pub balance: Balance,
     /// Calls under way at a time, over all workers; `None`: as many as come.
     pub calls_max: Option<u32>,
+    /// The same to each endpoint that has no limit of its own.
+    pub endpoint_calls_max: Option<u32>,
     pub queue: Queue,
     pub sticky: Option<Sticky>,
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
     pub at: Origin,
+}
+
+#[cfg(test)]
+impl Upstream {
+    /// These endpoints, and all else as it is where nobody says.
+    pub fn new(name: &str, endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            name: name.to_owned(),
+            balance: Balance::RoundRobin,
+            calls_max: None,
+            endpoint_calls_max: None,
+            queue: Queue::default(),
+            sticky: None,
+            endpoints,
+            probe: None,
+            at: Origin::Default,
+        }
+    }
 }
 
 /// Who of an upstream is asked next.
@@ -482,13 +504,13 @@ pub struct Endpoint {
     pub weight: u32,
     /// It is asked only while no other can be.
     pub is_backup: bool,
-    /// Calls under way at a time, over all workers; `None`: as many as come.
+    /// Calls under way at a time, over all workers; `None`: `Upstream::endpoint_calls_max`.
     pub calls_max: Option<u32>,
 }
 
 impl Endpoint {
-    /// An endpoint of every day, without a limit.
-    pub fn new(address: SocketAddr, weight: u32) -> Self {
+    /// An address with a weight, and all else as it is where nobody says.
+    pub const fn new(address: SocketAddr, weight: u32) -> Self {
         Self {
             address,
             weight,

@@ -121,22 +121,25 @@ impl Upstream {
         let earlier = previous.iter().flat_map(|earlier| &earlier.endpoints);
         let earlier: HashMap<SocketAddr, &Endpoint> =
             earlier.map(|known| (known.address, known)).collect();
-        let endpoints = config.endpoints.iter().map(|endpoint| {
+        let endpoints: Vec<Endpoint> = (config.endpoints.iter().map(|endpoint| {
             let earlier = earlier.get(&endpoint.address).copied();
-            let endpoint = Endpoint::new(endpoint, &config.balance, workers, earlier);
+            let endpoint = Endpoint::new(endpoint, config, workers, earlier);
             if config.probe.is_none() {
                 // Nobody would ever ask again.
                 endpoint.health().reset();
             }
             endpoint
-        });
+        }))
+        .collect();
         let group = |is_backup| Group::new(&config.endpoints, is_backup, &config.balance, workers);
         let sticky = config.sticky.as_ref().map(|sticky| {
             let addresses = config.endpoints.iter().map(|endpoint| &endpoint.address);
             Sticky::new(sticky, &config.name, addresses, seed)
         });
         let has_limits = config.calls_max.is_some()
-            || (config.endpoints.iter()).any(|endpoint| endpoint.calls_max.is_some());
+            || endpoints
+                .iter()
+                .any(|endpoint| endpoint.calls_max.is_some());
         let is_bounded = matches!(
             config.balance,
             Balance::Maglev(Hashing {
@@ -146,7 +149,7 @@ impl Upstream {
         );
         Self {
             name: config.name.clone(),
-            endpoints: endpoints.collect(),
+            endpoints,
             balance: config.balance.clone(),
             groups: [group(false), group(true)],
             sticky,
@@ -280,15 +283,6 @@ impl Upstream {
     pub fn is_bound(&self, wish: Wish) -> bool {
         let endpoint = wish.endpoint.and_then(|index| self.endpoints.get(index));
         endpoint.is_some_and(|endpoint| endpoint.health().is_healthy())
-    }
-
-    /// New work may go to this endpoint as far as beliefs go: it is healthy and, if it only stands in, none of every day is.
-    /// For the kernel half, which knows no groups.
-    pub fn serves(&self, endpoint: &Endpoint) -> bool {
-        let is_on_duty =
-            |other: &Endpoint| !other.is_backup && other.weight > 0 && other.health().is_healthy();
-        endpoint.health().is_healthy()
-            && (!endpoint.is_backup || !self.endpoints.iter().any(is_on_duty))
     }
 }
 

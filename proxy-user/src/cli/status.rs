@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::Status;
+use crate::control::status::{Status, Upstream};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -61,34 +61,7 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        let waits = match (upstream.calls_max, upstream.pending) {
-            (Some(max), pending) => format!(" at most {max} calls, {pending} wait"),
-            (None, 0) => String::new(),
-            (None, pending) => format!(" {pending} wait"),
-        };
-        writeln!(text, "upstream {}:{waits}", upstream.name)?;
-        for endpoint in &upstream.endpoints {
-            let health = match (endpoint.probed, endpoint.healthy) {
-                (false, _) => "not probed",
-                (true, true) => "healthy",
-                (true, false) => "unhealthy",
-            };
-            let neighbour = if endpoint.resolved == Some(false) {
-                ", neighbour not resolved"
-            } else {
-                ""
-            };
-            let backup = if endpoint.backup { ", backup" } else { "" };
-            let limit = endpoint.calls_max.map(|max| format!(" of {max}"));
-            writeln!(
-                text,
-                "  {} weight {}{backup}, {health}, {}{} calls{neighbour}",
-                endpoint.address,
-                endpoint.weight,
-                endpoint.calls_active,
-                limit.unwrap_or_default()
-            )?;
-        }
+        write_upstream(text, upstream)?;
     }
     match status.datapath.interfaces.as_slice() {
         [] => writeln!(text, "datapath {}", status.datapath.state)?,
@@ -120,6 +93,45 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         limits.buffer_bytes_max >> 20,
         limits.descriptors_max
     )
+}
+
+/// An upstream and its endpoints.
+pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt::Result {
+    let waits = match (upstream.calls_max, upstream.pending) {
+        (Some(max), pending) => format!(" at most {max} calls, {pending} wait"),
+        (None, 0) => String::new(),
+        (None, pending) => format!(" {pending} wait"),
+    };
+    writeln!(text, "upstream {}:{waits}", upstream.name)?;
+    for endpoint in &upstream.endpoints {
+        let health = match (endpoint.probed, endpoint.healthy) {
+            (false, _) => "not probed",
+            (true, true) => "healthy",
+            (true, false) => "unhealthy",
+        };
+        let neighbour = match endpoint.resolved {
+            Some(false) => ", neighbour not resolved",
+            _ => "",
+        };
+        let origin = match endpoint.origin.as_str() {
+            "runtime" => ", set at run time",
+            _ => "",
+        };
+        let backup = if endpoint.backup { ", backup" } else { "" };
+        let limit = endpoint.calls_max.map(|max| format!(" of {max}"));
+        writeln!(
+            text,
+            "  {} weight {}{backup}, {health}, {}{} calls{neighbour}{origin}",
+            endpoint.address,
+            endpoint.weight,
+            endpoint.calls_active,
+            limit.unwrap_or_default()
+        )?;
+    }
+    for address in &upstream.removed {
+        writeln!(text, "  {address} removed at run time")?;
+    }
+    Ok(())
 }
 
 fn joined(items: impl Iterator<Item = impl ToString>) -> String {

@@ -160,10 +160,7 @@ fn the_full_example_loads_as_it_is_meant() {
     let orders = &config.upstreams[0];
     let limits = orders.endpoints.iter();
     let limits: Vec<_> = limits.map(|one| (one.calls_max, one.is_backup)).collect();
-    assert_eq!(
-        limits,
-        [(Some(50), false), (Some(20), false), (Some(50), true)]
-    );
+    assert_eq!(limits, [(None, false), (Some(20), false), (None, true)]);
     assert_eq!(
         orders.balance,
         Balance::Maglev(Hashing {
@@ -174,10 +171,11 @@ fn the_full_example_loads_as_it_is_meant() {
     assert_eq!(
         (
             orders.calls_max,
+            orders.endpoint_calls_max,
             orders.queue.pending_max,
             orders.queue.wait
         ),
-        (Some(200), Some(100), Some(Duration::from_secs(2)))
+        (Some(200), Some(50), Some(100), Some(Duration::from_secs(2)))
     );
     let sticky = orders.sticky.as_ref().expect("a cookie");
     assert_eq!(

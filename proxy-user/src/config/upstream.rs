@@ -10,8 +10,9 @@ use super::table::{Section, Value, optional};
 use super::{Endpoint, PathMatch, Probe, ProbeKind, Queue, Upstream, balance, sticky};
 use crate::config::pattern::parse_path;
 
-/// Highest weight of an endpoint, and most endpoints of an upstream: a ring names them in 16 bits.
-const WEIGHT_MAX: u32 = 1000;
+/// Highest weight of an endpoint.
+pub const WEIGHT_MAX: u32 = 1000;
+/// Most endpoints of an upstream: a ring names them in 16 bits.
 const ENDPOINTS_MAX: usize = 4096;
 /// Highest limit of calls, and most requests that wait.
 const CALLS_MAX: u32 = 1_000_000;
@@ -39,8 +40,8 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let name = section.find("name").and_then(|value| value.as_text());
     let balance = balance::balance(section);
     let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
-    let each = section.find("endpoint_calls_max");
-    let each = optional(each.map(|value| limit(&value)));
+    let endpoint_calls_max = section.find("endpoint_calls_max");
+    let endpoint_calls_max = optional(endpoint_calls_max.map(|value| limit(&value)));
     let queue_value = section.find("queue");
     let queue = queue_value
         .as_ref()
@@ -49,11 +50,12 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let sticky = optional(sticky.map(|value| sticky::sticky(&value, context)));
     let endpoints = section
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
-        .and_then(|value| endpoints(&value, each.flatten()));
+        .and_then(|value| endpoints(&value));
     let probe = optional(section.find("probe").map(|value| probe(&value)));
     section.later("tls");
     section.finish();
-    if let (Some(value), Some(None), Some(endpoints)) = (queue_value, calls_max, &endpoints)
+    if let (Some(value), Some(None), Some(None), Some(endpoints)) =
+        (queue_value, calls_max, endpoint_calls_max, &endpoints)
         && endpoints
             .iter()
             .all(|endpoint| endpoint.calls_max.is_none())
@@ -66,6 +68,7 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
         name: name?.to_owned(),
         balance: balance?,
         calls_max: calls_max?,
+        endpoint_calls_max: endpoint_calls_max?,
         queue: queue?,
         sticky: sticky?,
         endpoints: endpoints?,
@@ -92,8 +95,7 @@ fn queue(value: &Value<'_>) -> Option<Queue> {
     })
 }
 
-/// `each` is what an endpoint has as `calls_max` that names none.
-fn endpoints(value: &Value<'_>, each: Option<u32>) -> Option<Vec<Endpoint>> {
+fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
     let items = value.items()?;
     if items.is_empty() {
         let help =
@@ -111,7 +113,7 @@ fn endpoints(value: &Value<'_>, each: Option<u32>) -> Option<Vec<Endpoint>> {
     let mut first: HashMap<_, Spot<'_>> = HashMap::new();
     let (mut endpoints, mut is_good) = (Vec::new(), true);
     for item in &items {
-        let Some(endpoint) = endpoint(item, each) else {
+        let Some(endpoint) = endpoint(item) else {
             is_good = false;
             continue;
         };
@@ -130,14 +132,10 @@ fn endpoints(value: &Value<'_>, each: Option<u32>) -> Option<Vec<Endpoint>> {
 }
 
 /// `"10.0.0.11:8080"` or `{ address = "...", weight = 2, backup = true, calls_max = 20 }`.
-fn endpoint(item: &Value<'_>, each: Option<u32>) -> Option<Endpoint> {
+fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     if !item.is_table() {
         let address = item.parsed(parse_endpoint_address)?;
-        let calls_max = each;
-        return Some(Endpoint {
-            calls_max,
-            ..Endpoint::new(address, 1)
-        });
+        return Some(Endpoint::new(address, 1));
     }
     let mut section = item.section()?;
     section.name = "an endpoint".to_owned();
@@ -150,13 +148,13 @@ fn endpoint(item: &Value<'_>, each: Option<u32>) -> Option<Endpoint> {
     let is_backup = section
         .find("backup")
         .map_or(Some(false), |value| value.truth());
-    let own = optional(section.find("calls_max").map(|value| limit(&value)));
+    let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
     section.finish();
     Some(Endpoint {
         address: address?,
         weight: weight?,
         is_backup: is_backup?,
-        calls_max: own?.or(each),
+        calls_max: calls_max?,
     })
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::endpoints::Changes;
 use super::message::Start;
-use crate::config::ListenerMode;
+use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::snapshot::Snapshot;
@@ -52,6 +53,8 @@ pub struct Upstream {
     pub calls_max: Option<u32>,
     /// Requests that wait for room.
     pub pending: u32,
+    /// Endpoints of the file that a command removed; a reload brings them back.
+    pub removed: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,6 +67,8 @@ pub struct Endpoint {
     pub calls_active: u64,
     /// Calls that may be under way at a time; absent where there is no limit.
     pub calls_max: Option<u32>,
+    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that.
+    pub origin: String,
     /// What probes say; an endpoint that is not probed is believed healthy.
     pub healthy: bool,
     pub probed: bool,
@@ -95,6 +100,7 @@ pub struct Limits {
 pub(super) struct Facts<'c> {
     pub start: &'c Start,
     pub snapshot: Option<&'c Snapshot>,
+    pub changes: &'c Changes,
     pub registry: &'c Registry,
     pub uptime: Duration,
     pub bans: u64,
@@ -160,12 +166,18 @@ impl Facts<'_> {
         };
         let pairs = snapshot.upstreams.iter().zip(&snapshot.config.upstreams);
         let upstreams = pairs.map(|(upstream, config)| {
+            let changes = self.changes.of(&config.name);
+            let origin = |address| match changes.change(address) {
+                Some(_) => Origin::Runtime.to_string(),
+                None => config.at.to_string(),
+            };
             let endpoints = upstream.endpoints.iter().map(|endpoint| Endpoint {
                 address: endpoint.address,
                 weight: endpoint.weight,
                 backup: endpoint.is_backup,
                 calls_active: endpoint.active(),
                 calls_max: endpoint.calls_max,
+                origin: origin(endpoint.address),
                 healthy: endpoint.health().is_healthy(),
                 probed: config.probe.is_some(),
                 resolved: self
@@ -179,6 +191,7 @@ impl Facts<'_> {
                 endpoints: endpoints.collect(),
                 calls_max: upstream.calls_max,
                 pending: upstream.queue().facts().pending,
+                removed: changes.removed().collect(),
             }
         });
         upstreams.collect()

@@ -54,7 +54,7 @@ struct Tally {
 impl Endpoint {
     pub(super) fn new(
         config: &config::Endpoint,
-        balance: &Balance,
+        upstream: &config::Upstream,
         workers: usize,
         earlier: Option<&Self>,
     ) -> Self {
@@ -72,21 +72,22 @@ impl Endpoint {
                 shared: Shared::default(),
             })
         });
+        let calls_max = config.calls_max.or(upstream.endpoint_calls_max);
         Self {
             address: config.address,
             weight: config.weight,
             is_backup: config.is_backup,
-            calls_max: config.calls_max,
-            is_shared: config.calls_max.is_some()
+            calls_max,
+            is_shared: calls_max.is_some()
                 || matches!(
-                    balance,
+                    upstream.balance,
                     Balance::LeastRequest { .. }
                         | Balance::Maglev(config::Hashing {
                             load_percent_max: Some(_),
                             ..
                         })
                 ),
-            learns_latency: *balance == Balance::Ewma,
+            learns_latency: upstream.balance == Balance::Ewma,
             state,
         }
     }

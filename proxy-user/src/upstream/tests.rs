@@ -24,14 +24,9 @@ fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
         fall: 1,
     };
     config::Upstream {
-        name: "app".into(),
         balance,
-        calls_max: None,
-        queue: config::Queue::default(),
-        sticky: None,
-        endpoints: endpoints.iter().map(endpoint).collect(),
         probe: Some(probe),
-        at: Origin::Default,
+        ..config::Upstream::new("app", endpoints.iter().map(endpoint).collect())
     }
 }
 

@@ -63,11 +63,11 @@ impl Writer {
                 .listeners
                 .push((name.clone(), traffic.packets, traffic.bytes));
         }
-        for (id, at) in &self.state.endpoints {
-            let traffic = traffic(&self.endpoint_traffic, u32::from(*id))?;
+        for (id, at) in self.state.endpoints.iter() {
+            let traffic = traffic(&self.endpoint_traffic, u32::from(id))?;
             counts
                 .endpoints
-                .insert(*at, (traffic.packets, traffic.bytes));
+                .insert(at, (traffic.packets, traffic.bytes));
         }
         counts
             .rule_drops

@@ -191,9 +191,9 @@ impl Sluice {
     pub fn believe_at(&self, address: SocketAddr, is_good: bool) {
         let upstreams = self.snapshot.upstreams.iter();
         let endpoints = upstreams.flat_map(|upstream| &upstream.endpoints);
-        endpoints
-            .filter(|endpoint| endpoint.address == address)
-            .for_each(|endpoint| drop(endpoint.health().record(is_good, 1, 1)));
+        for endpoint in endpoints.filter(|endpoint| endpoint.address == address) {
+            endpoint.health().record(is_good, 1, 1);
+        }
     }
 
     /// Requests that wait for room at an upstream.
