@@ -10,6 +10,7 @@ mod datapath;
 pub mod diagnostic;
 mod field;
 mod forwarding;
+mod health;
 mod listener;
 mod load;
 mod names;
@@ -34,6 +35,7 @@ use sha2::{Digest, Sha256};
 
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
+pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
@@ -394,6 +396,7 @@ pub struct Upstream {
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
+    pub health: Health,
     pub at: Origin,
 }
 

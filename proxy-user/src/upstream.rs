@@ -4,10 +4,13 @@ mod balance;
 mod endpoint;
 mod health;
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use crate::config::{self, Balance, Config};
 use balance::Schedule;
 
-pub use endpoint::{Active, Endpoint};
+pub use endpoint::{Active, Endpoint, SHARE_WHOLE};
 pub use health::{Belief, Health};
 
 /// A named set of endpoints.
@@ -17,6 +20,10 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     balance: Balance,
     schedule: Schedule,
+    pub health: config::Health,
+    /// So few endpoints are healthy that health is ignored.
+    panics: AtomicBool,
+    slow_start_ns: u64,
 }
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
@@ -56,11 +63,79 @@ impl Upstream {
             .iter()
             .map(|endpoint| endpoint.weight)
             .collect();
-        Self {
+        let slow_start_ns = u64::try_from(config.health.slow_start.as_nanos());
+        let upstream = Self {
             name: config.name.clone(),
             endpoints: endpoints.collect(),
             balance: config.balance,
             schedule: Schedule::new(&weights, workers),
+            health: config.health.clone(),
+            panics: AtomicBool::new(false),
+            slow_start_ns: slow_start_ns.unwrap_or(u64::MAX),
+        };
+        upstream.settle();
+        upstream
+    }
+
+    /// The endpoint of this address.
+    pub fn find(&self, address: SocketAddr) -> Option<&Endpoint> {
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.address == address)
+    }
+
+    /// Looks whether so few endpoints are healthy that health is to be ignored: all the work on a few of many would take
+    /// these down too. Whether that has changed; to be asked after each change of a belief.
+    ///
+    /// Where none is healthy there is nobody left to relieve, and a quick refusal serves clients better.
+    pub fn settle(&self) -> bool {
+        let working = || self.endpoints.iter().filter(|endpoint| endpoint.weight > 0);
+        let healthy = working().filter(|endpoint| endpoint.is_healthy()).count() as u64;
+        let wanted = working().count() as u64 * u64::from(self.health.panic_percent);
+        let panics = healthy > 0 && healthy * 100 < wanted;
+        self.panics.swap(panics, Relaxed) != panics
+    }
+
+    /// Health is ignored, because too few endpoints have it.
+    pub fn panics(&self) -> bool {
+        self.panics.load(Relaxed)
+    }
+
+    /// An endpoint can be ejected: at most this share of all is out by that, and a healthy one is left.
+    pub fn can_spare(&self, endpoint: &Endpoint, share_percent_max: u32) -> bool {
+        let working = || self.endpoints.iter().filter(|endpoint| endpoint.weight > 0);
+        let out = working().filter(|endpoint| endpoint.is_ejected()).count() as u64 + 1;
+        let is_other = |other: &&Endpoint| other.address != endpoint.address && other.is_healthy();
+        out * 100 <= working().count() as u64 * u64::from(share_percent_max)
+            && working().any(|other| is_other(&other))
+    }
+
+    /// This endpoint of it may be given work, as far as beliefs go.
+    pub fn believes_in(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_healthy() || self.panics()
+    }
+
+    /// An answer of this status speaks against the endpoint that gave it.
+    pub fn blames(&self, status: u16) -> bool {
+        let eject = self.health.eject.as_ref();
+        eject.is_some_and(|eject| eject.status.has(status))
+    }
+
+    /// Endpoints that the generation before did not have begin slowly; those of a first generation have no others to lean on.
+    pub fn welcome(&self, previous: &Self, now_ns: u64) {
+        for endpoint in &self.endpoints {
+            let known = |earlier: &Endpoint| earlier.address == endpoint.address;
+            if !previous.endpoints.iter().any(known) {
+                endpoint.welcome(now_ns);
+            }
+        }
+    }
+
+    /// Thousandths of its weight that an endpoint of it takes part with now: less than all for a while after it came back.
+    pub fn share(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        match self.slow_start_ns {
+            0 => SHARE_WHOLE,
+            slow_start_ns => endpoint.share(slow_start_ns, now_ns),
         }
     }
 
@@ -78,10 +153,20 @@ impl Upstream {
         let is = |index: usize, wanted: &dyn Fn(&Endpoint) -> bool| {
             self.endpoints.get(index).is_some_and(wanted)
         };
-        let is_healthy = |endpoint: &Endpoint| endpoint.health().is_healthy();
+        let is_healthy = |endpoint: &Endpoint| self.believes_in(endpoint);
         let is_free = |endpoint: &Endpoint| is_healthy(endpoint) && !endpoint.is_held(now_ns);
+        // One that starts slowly lets a part of its turns go by.
+        let takes_its_turn = |index: usize| {
+            let share = self.share(&self.endpoints[index], now_ns);
+            share == SHARE_WHOLE || drawn(random, index) < share
+        };
         self.next(worker, random, |index| {
-            Some(index) != avoid && is(index, &is_free)
+            Some(index) != avoid && is(index, &is_free) && takes_its_turn(index)
+        })
+        .or_else(|| {
+            self.next(worker, random, |index| {
+                Some(index) != avoid && is(index, &is_free)
+            })
         })
         .or_else(|| {
             self.next(worker, random, |index| {
@@ -97,6 +182,12 @@ impl Upstream {
             Balance::Random => self.schedule.draw(random, is_usable),
         }
     }
+}
+
+/// A number below `SHARE_WHOLE`, another one for each endpoint.
+fn drawn(random: u64, index: usize) -> u32 {
+    let mixed = (random ^ index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(mixed ^ mixed >> 32) * u128::from(SHARE_WHOLE)) >> 64) as u32
 }
 
 /// One of an action's upstreams, by weight; `None` if no weight is above zero.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::Status;
+use crate::control::status::{Endpoint, Status};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -61,23 +61,15 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        writeln!(text, "upstream {}:", upstream.name)?;
+        let panics = if upstream.panics {
+            " too few endpoints are healthy, so health is ignored"
+        } else {
+            ""
+        };
+        writeln!(text, "upstream {}:{panics}", upstream.name)?;
         for endpoint in &upstream.endpoints {
-            let health = match (endpoint.probed, endpoint.healthy) {
-                (false, _) => "not probed",
-                (true, true) => "healthy",
-                (true, false) => "unhealthy",
-            };
-            let neighbour = if endpoint.resolved == Some(false) {
-                ", neighbour not resolved"
-            } else {
-                ""
-            };
-            writeln!(
-                text,
-                "  {} weight {}, {health}{neighbour}",
-                endpoint.address, endpoint.weight
-            )?;
+            let (address, weight) = (endpoint.address, endpoint.weight);
+            writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
         }
     }
     match status.datapath.interfaces.as_slice() {
@@ -110,6 +102,21 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         limits.buffer_bytes_max >> 20,
         limits.descriptors_max
     )
+}
+
+/// What is known of an endpoint, in words.
+fn state(endpoint: &Endpoint) -> String {
+    let health = match (endpoint.probed, endpoint.healthy, endpoint.ejected_s) {
+        (_, _, Some(left_s)) => format!("ejected for {left_s}s more, because calls failed"),
+        (false, ..) => "not probed".to_owned(),
+        (true, true, _) => "healthy".to_owned(),
+        (true, false, _) => "unhealthy".to_owned(),
+    };
+    let share = endpoint.share_percent;
+    let share = share.map(|percent| format!("starts slowly, at {percent}% of its weight"));
+    let neighbour = (endpoint.resolved == Some(false)).then(|| "neighbour not resolved".to_owned());
+    let all = [Some(health), share, neighbour];
+    joined(all.into_iter().flatten())
 }
 
 fn joined(items: impl Iterator<Item = impl ToString>) -> String {

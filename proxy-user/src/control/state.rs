@@ -1,6 +1,7 @@
 //! What control holds, and each thing that can happen to it.
 
 mod answer;
+mod health;
 mod learn;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::bans::Bans;
 use super::configuration::load;
+use super::ejections::Ejections;
 use super::message::{Apply, Memory, Start, ToKeeper};
 use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
@@ -46,6 +48,9 @@ pub struct Control {
     offences: Offences,
     workers: Vec<WorkerThread>,
     probes: Option<Probes>,
+    ejections: Ejections,
+    /// How far endpoints that start slowly were when the rings were made.
+    steps: Vec<u32>,
     /// The generation in force.
     snapshot: Option<Arc<Snapshot>>,
     certificates: Vec<([String; 2], i64)>,
@@ -89,6 +94,8 @@ impl Control {
             offences: Offences::default(),
             workers: Vec::new(),
             probes: None,
+            ejections: Ejections::default(),
+            steps: Vec::new(),
             snapshot: None,
             certificates: Vec::new(),
             reloads: Vec::new(),
@@ -222,6 +229,7 @@ impl Control {
                 });
             probes.set(wanted);
         }
+        self.adopt_health(&snapshot);
         self.snapshot = Some(snapshot);
         Ok(())
     }
@@ -347,15 +355,11 @@ impl Control {
 }
 
 fn is_healthy(snapshot: &Snapshot, upstream: usize, address: SocketAddr) -> bool {
-    let endpoints = snapshot
-        .upstreams
-        .get(upstream)
-        .map(|upstream| &upstream.endpoints[..])
-        .unwrap_or_default();
-    endpoints
-        .iter()
-        .find(|endpoint| endpoint.address == address)
-        .is_none_or(|endpoint| endpoint.health().is_healthy())
+    let Some(upstream) = snapshot.upstreams.get(upstream) else {
+        return true;
+    };
+    let endpoint = upstream.find(address);
+    endpoint.is_none_or(|endpoint| upstream.believes_in(endpoint))
 }
 
 fn listener_at(config: &Config, address: SocketAddr) -> Option<usize> {

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::ejections::Ejections;
 use super::message::Start;
 use crate::config::ListenerMode;
 use crate::datapath::Interface;
 use crate::metric::Registry;
+use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
+use crate::upstream::{self, SHARE_WHOLE};
 
 /// A running Sluice.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +50,8 @@ pub struct Listener {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Upstream {
     pub name: String,
+    /// Health is ignored, because too few endpoints have it.
+    pub panics: bool,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -54,9 +59,13 @@ pub struct Upstream {
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
-    /// What probes say; an endpoint that is not probed is believed healthy.
+    /// What its probe says, and the calls to it; one of which neither speaks is believed healthy.
     pub healthy: bool,
     pub probed: bool,
+    /// For how long it is still left out because calls to it failed.
+    pub ejected_s: Option<u64>,
+    /// The share of its weight that it takes part with, while it starts slowly.
+    pub share_percent: Option<u32>,
     /// Whether the kernel half knows its neighbour; absent where it does not forward to it.
     pub resolved: Option<bool>,
 }
@@ -93,6 +102,7 @@ pub(super) struct Facts<'c> {
     pub lost: &'c [String],
     /// Whether the kernel half knows the neighbour of each endpoint.
     pub resolved: Option<BTreeMap<SocketAddr, bool>>,
+    pub ejections: &'c Ejections,
 }
 
 impl Facts<'_> {
@@ -150,23 +160,38 @@ impl Facts<'_> {
         };
         let pairs = snapshot.upstreams.iter().zip(&snapshot.config.upstreams);
         let upstreams = pairs.map(|(upstream, config)| {
-            let endpoints = upstream.endpoints.iter().map(|endpoint| Endpoint {
-                address: endpoint.address,
-                weight: endpoint.weight,
-                healthy: endpoint.health().is_healthy(),
-                probed: config.probe.is_some(),
-                resolved: self
-                    .resolved
-                    .as_ref()
-                    .and_then(|resolved| resolved.get(&endpoint.address))
-                    .copied(),
-            });
+            let endpoints = upstream.endpoints.iter();
+            let endpoints =
+                endpoints.map(|endpoint| self.endpoint(upstream, endpoint, config.probe.is_some()));
             Upstream {
                 name: upstream.name.clone(),
+                panics: upstream.panics(),
                 endpoints: endpoints.collect(),
             }
         });
         upstreams.collect()
+    }
+
+    fn endpoint(
+        &self,
+        upstream: &upstream::Upstream,
+        endpoint: &upstream::Endpoint,
+        probed: bool,
+    ) -> Endpoint {
+        let address = endpoint.address;
+        let key = (upstream.name.clone(), address);
+        let left = self.ejections.left(&key, Instant::now());
+        let share = upstream.share(endpoint, now_ns());
+        let resolved = self.resolved.as_ref();
+        Endpoint {
+            address,
+            weight: endpoint.weight,
+            healthy: endpoint.is_healthy(),
+            probed,
+            ejected_s: left.map(|left| left.as_secs()),
+            share_percent: (share < SHARE_WHOLE).then_some(share * 100 / SHARE_WHOLE),
+            resolved: resolved.and_then(|resolved| resolved.get(&address)).copied(),
+        }
     }
 
     fn limits(&self) -> Limits {

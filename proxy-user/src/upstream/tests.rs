@@ -4,6 +4,8 @@ use super::*;
 use crate::config::{Datapath, DatapathMode, Origin, Probe, ProbeKind};
 use std::time::Duration;
 
+mod health;
+
 const NOW_NS: u64 = 1_000;
 
 /// An upstream with endpoints of these ports and weights.
@@ -24,6 +26,7 @@ fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
         balance,
         endpoints: endpoints.iter().map(endpoint).collect(),
         probe: Some(probe),
+        health: config::Health::default(),
         at: Origin::Default,
     }
 }

@@ -170,6 +170,7 @@ impl Control {
             flows,
             lost: &self.lost,
             resolved,
+            ejections: &self.ejections,
         };
         facts.status()
     }

@@ -1,5 +1,6 @@
 //! What control learns from workers, from probes and as time passes.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
+use crate::offload::now_ns;
 use crate::report::Report;
 use crate::worker;
 
@@ -16,6 +18,7 @@ impl Control {
     /// What workers told.
     pub fn learn(&mut self, reports: Vec<Report>) {
         let now = Instant::now();
+        let mut failed = HashSet::new();
         for report in reports {
             match report {
                 Report::Offence {
@@ -26,9 +29,11 @@ impl Control {
                 Report::Identity { source, consumer } => {
                     self.offences.identity(source, consumer, now)
                 }
-                // Workers themselves leave such an endpoint out for a while; belief is the probes' matter.
-                Report::EndpointFailed { .. } => {}
+                Report::EndpointFailed { address } => drop(failed.insert(address)),
             }
+        }
+        if !failed.is_empty() {
+            self.failed(&failed);
         }
     }
 
@@ -102,15 +107,8 @@ impl Control {
         let Some(probe) = &snapshot.config.upstreams[index].probe else {
             return;
         };
-        let endpoints = snapshot
-            .upstreams
-            .get(index)
-            .map(|upstream| &upstream.endpoints[..])
-            .unwrap_or_default();
-        let Some(endpoint) = endpoints
-            .iter()
-            .find(|endpoint| endpoint.address == answer.address)
-        else {
+        let upstream = &snapshot.upstreams[index];
+        let Some(endpoint) = upstream.find(answer.address) else {
             return;
         };
         let Some(belief) = endpoint
@@ -119,10 +117,11 @@ impl Control {
         else {
             return;
         };
+        if belief.is_healthy {
+            endpoint.welcome(now_ns());
+        }
+        self.believe(upstream, endpoint);
         let (upstream, address) = (&answer.upstream, answer.address);
-        self.registry
-            .endpoint(upstream, &address.to_string())
-            .believe(belief.is_healthy);
         match belief.is_healthy {
             true => log::info!("healthy again: upstream={upstream} endpoint={address}"),
             false => log::warn!(
@@ -134,7 +133,7 @@ impl Control {
     }
 
     /// Lets the kernel half forward to the endpoints that are healthy and reached now.
-    fn choose_endpoints(&mut self) {
+    pub(super) fn choose_endpoints(&mut self) {
         let (Some(datapath), Some(snapshot)) = (&mut self.datapath, &self.snapshot) else {
             return;
         };
@@ -171,6 +170,7 @@ impl Control {
         }
         self.remember();
         self.look_for_lost();
+        self.look_after_endpoints();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
             Some(Ok(true)) => self.choose_endpoints(),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),

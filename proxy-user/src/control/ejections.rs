@@ -1,0 +1,209 @@
+//! Endpoints that are left out because calls to them failed: by which rule, for how long, and how often in a row.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::config::Eject;
+
+/// The name of an upstream and the address of one of its endpoints.
+pub type Key = (String, SocketAddr);
+
+/// What is known of each endpoint; a few hundred bytes for each whose upstream has a rule.
+#[derive(Debug, Default)]
+pub struct Ejections(HashMap<Key, Record>);
+
+#[derive(Debug, Default)]
+struct Record {
+    window: Window,
+    /// The last time it was left out.
+    last: Option<Ejection>,
+    is_out: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ejection {
+    until: Instant,
+    duration: Duration,
+}
+
+/// Calls that ended, and those of them that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub ended: u64,
+    pub failed: u64,
+}
+
+/// Counts since the beginning, as they were at several times, the oldest first.
+#[derive(Debug, Default)]
+struct Window(VecDeque<(Instant, Counts)>);
+
+impl Window {
+    /// Takes the counts of now in, and forgets those from before `length`, but for the last of them.
+    fn add(&mut self, counts: Counts, length: Duration, now: Instant) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= length;
+        while self.0.get(1).is_some_and(|(at, _)| is_old(*at)) {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, counts));
+    }
+
+    /// What was counted within it.
+    fn counts(&self) -> Counts {
+        match (self.0.front(), self.0.back()) {
+            (Some((_, first)), Some((_, last))) => Counts {
+                ended: last.ended.saturating_sub(first.ended),
+                failed: last.failed.saturating_sub(first.failed),
+            },
+            _ => Counts::default(),
+        }
+    }
+}
+
+impl Ejections {
+    /// Notes the counts of an endpoint, which only ever grow; to be called about once a second.
+    pub fn count(&mut self, key: &Key, rule: &Eject, counts: Counts, now: Instant) {
+        let record = self.0.entry(key.clone()).or_default();
+        record.window.add(counts, rule.window, now);
+    }
+
+    /// Why an endpoint with so many failures in a row is to be left out, if it is.
+    pub fn reason(&self, key: &Key, rule: &Eject, failures: u32) -> Option<String> {
+        if failures >= rule.failures {
+            return Some(format!("{failures} failures in a row"));
+        }
+        let Counts { ended, failed } = self.0.get(key)?.window.counts();
+        let is_bad = failed * 100 >= ended * u64::from(rule.failed_percent);
+        (ended >= u64::from(rule.calls_min) && is_bad)
+            .then(|| format!("{failed} of {ended} calls failed"))
+    }
+
+    /// Leaves an endpoint out, and says for how long: twice as long as the last time, if that was not over for as long as
+    /// it lasted; half of it is forgotten for each such time that it was in since.
+    pub fn eject(&mut self, key: &Key, rule: &Eject, now: Instant) -> Duration {
+        let record = self.0.entry(key.clone()).or_default();
+        let doubled = record.last.map(|last| {
+            let in_since = now.saturating_duration_since(last.until);
+            let forgotten = in_since.as_nanos() / last.duration.as_nanos().max(1);
+            let halved = last.duration / 2_u32.saturating_pow(forgotten.min(31) as u32);
+            halved * 2
+        });
+        let duration = doubled.unwrap_or_default();
+        let duration = duration.clamp(rule.duration, rule.duration_max);
+        *record = Record {
+            window: Window::default(),
+            last: Some(Ejection {
+                until: now + duration,
+                duration,
+            }),
+            is_out: true,
+        };
+        duration
+    }
+
+    /// What was counted against an endpoint is forgotten.
+    pub fn forgive(&mut self, key: &Key) {
+        if let Some(record) = self.0.get_mut(key) {
+            record.window = Window::default();
+        }
+    }
+
+    /// Endpoints whose time is over; they are told once.
+    pub fn over(&mut self, now: Instant) -> Vec<Key> {
+        let mut over = Vec::new();
+        for (key, record) in &mut self.0 {
+            if record.is_out && record.last.is_none_or(|last| last.until <= now) {
+                record.is_out = false;
+                over.push(key.clone());
+            }
+        }
+        over
+    }
+
+    /// How long an endpoint is still out.
+    pub fn left(&self, key: &Key, now: Instant) -> Option<Duration> {
+        let record = self.0.get(key).filter(|record| record.is_out)?;
+        let until = record.last?.until;
+        Some(until.saturating_duration_since(now))
+    }
+
+    /// Forgets all others.
+    pub fn keep(&mut self, is_known: impl Fn(&Key) -> bool) {
+        self.0.retain(|key, _| is_known(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn key() -> Key {
+        ("app".to_owned(), SocketAddr::from(([192, 0, 2, 1], 80)))
+    }
+
+    fn rule() -> Eject {
+        Eject {
+            duration: 10 * S,
+            duration_max: 60 * S,
+            ..Eject::default()
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_are_a_reason_from_the_number_that_the_rule_says() {
+        let ejections = Ejections::default();
+        assert_eq!(ejections.reason(&key(), &rule(), 4), None);
+        assert!(ejections.reason(&key(), &rule(), 5).is_some());
+    }
+
+    #[test]
+    fn a_share_of_failures_is_a_reason_when_there_were_enough_calls_within_the_window() {
+        let (mut ejections, start) = (Ejections::default(), Instant::now());
+        let mut count = |second: u32, ended, failed| {
+            let counts = Counts { ended, failed };
+            ejections.count(&key(), &rule(), counts, start + second * S);
+            ejections.reason(&key(), &rule(), 0)
+        };
+        assert_eq!(count(0, 1000, 1000), None, "what was before does not count");
+        assert_eq!(count(1, 1019, 1019), None, "too few");
+        assert_eq!(count(2, 1040, 1019), None, "19 of 40 is less than half");
+        assert!(count(3, 1040, 1020).is_some());
+        assert_eq!(count(14, 1060, 1029), None, "what is old does not count");
+    }
+
+    #[test]
+    fn each_ejection_that_follows_soon_lasts_twice_as_long_up_to_a_bound() {
+        let (mut ejections, mut now) = (Ejections::default(), Instant::now());
+        let mut lengths = Vec::new();
+        for _ in 0..5 {
+            let length = ejections.eject(&key(), &rule(), now);
+            now += length + S;
+            lengths.push(length.as_secs());
+        }
+        assert_eq!(lengths, [10, 20, 40, 60, 60]);
+        assert_eq!(ejections.eject(&key(), &rule(), now + 60 * S), 60 * S);
+        now += 120 * S + 180 * S;
+        assert_eq!(
+            ejections.eject(&key(), &rule(), now),
+            15 * S,
+            "three times 60 s without a failure: a quarter of it twice over"
+        );
+        now += 3600 * S;
+        assert_eq!(ejections.eject(&key(), &rule(), now), 10 * S);
+    }
+
+    #[test]
+    fn an_ejection_is_over_once() {
+        let (mut ejections, now) = (Ejections::default(), Instant::now());
+        ejections.eject(&key(), &rule(), now);
+        assert_eq!(ejections.left(&key(), now + 4 * S), Some(6 * S));
+        assert_eq!(ejections.over(now + 9 * S), []);
+        assert_eq!(ejections.over(now + 10 * S), [key()]);
+        assert_eq!(ejections.over(now + 10 * S), []);
+        assert_eq!(ejections.left(&key(), now + 11 * S), None);
+        ejections.keep(|_| false);
+        assert_eq!(ejections.eject(&key(), &rule(), now + 12 * S), 10 * S);
+    }
+}
