@@ -1,6 +1,7 @@
 //! One thread on one CPU with one uring: takes control's commands, and owns everything that its connections share.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -168,10 +169,13 @@ impl Worker {
         listeners: Vec<(usize, OwnedFd)>,
         close: &[SocketAddr],
     ) {
+        let before = self.accepting.gateway.snapshot();
         self.accepting.gateway.replace(snapshot);
+        if !Arc::ptr_eq(&before.config, &snapshot.config) {
+            self.find_listeners(snapshot);
+        }
         for listening in &self.listening {
             let address = listening.place.address;
-            listening.place.listener.set(listener_at(snapshot, address));
             if close.contains(&address) {
                 listening.stop();
             }
@@ -187,6 +191,26 @@ impl Worker {
                 Ok(listening) => self.listening.push(listening),
                 Err(error) => log::error!("a listening socket is of no use: {error}"),
             }
+        }
+    }
+
+    /// Where each listener stands in another configuration.
+    fn find_listeners(&self, snapshot: &Snapshot) {
+        let listeners = (0..).zip(&snapshot.config.listeners);
+        let serving = listeners
+            .filter(|(_, listener)| matches!(listener.mode, ListenerMode::Serve { .. }))
+            .flat_map(|(index, listener)| {
+                let addresses = listener.addresses.iter();
+                addresses.map(move |address| (address.socket, index))
+            });
+        // Were an address named twice, the first would be meant.
+        let mut places: HashMap<SocketAddr, usize> = HashMap::new();
+        for (address, index) in serving {
+            places.entry(address).or_insert(index);
+        }
+        for listening in &self.listening {
+            let place = &listening.place;
+            place.listener.set(places.get(&place.address).copied());
         }
     }
 
@@ -215,14 +239,6 @@ impl Worker {
         let oldest = Instant::from_ns(now_ns.saturating_sub(idle_ns));
         gateway.caller().pool().sweep(oldest);
     }
-}
-
-/// The listener of this address in a configuration.
-fn listener_at(snapshot: &Snapshot, address: SocketAddr) -> Option<usize> {
-    snapshot.config.listeners.iter().position(|listener| {
-        matches!(listener.mode, ListenerMode::Serve { .. })
-            && listener.addresses.iter().any(|one| one.socket == address)
-    })
 }
 
 #[cfg(test)]
