@@ -15,7 +15,10 @@ pub struct Ejections(HashMap<Key, Record>);
 
 #[derive(Debug, Default)]
 struct Record {
-    window: Window,
+    /// Calls of the workers.
+    calls: Window,
+    /// Flows that the kernel half forwards.
+    flows: Window,
     /// The last time it was left out.
     last: Option<Ejection>,
     is_out: bool,
@@ -27,7 +30,7 @@ struct Ejection {
     duration: Duration,
 }
 
-/// Calls that ended, and those of them that failed.
+/// Calls or flows, and those of them that failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub ended: u64,
@@ -60,11 +63,27 @@ impl Window {
     }
 }
 
+impl Counts {
+    /// So many failed that the rule is broken.
+    fn breaks(self, rule: &Eject) -> bool {
+        self.ended >= u64::from(rule.calls_min)
+            && self.failed * 100 >= self.ended * u64::from(rule.failed_percent)
+    }
+}
+
 impl Ejections {
-    /// Notes the counts of an endpoint, which only ever grow; to be called about once a second.
-    pub fn count(&mut self, key: &Key, rule: &Eject, counts: Counts, now: Instant) {
+    /// Notes the calls to an endpoint, whose counts only ever grow; to be called about once a second.
+    pub fn count_calls(&mut self, key: &Key, rule: &Eject, calls: Counts, now: Instant) {
         let record = self.0.entry(key.clone()).or_default();
-        record.window.add(counts, rule.window, now);
+        record.calls.add(calls, rule.window, now);
+    }
+
+    /// The same for flows that were opened to it, and those of them that it refused or left without an answer. What they
+    /// are within the window.
+    pub fn count_flows(&mut self, key: &Key, rule: &Eject, flows: Counts, now: Instant) -> Counts {
+        let record = self.0.entry(key.clone()).or_default();
+        record.flows.add(flows, rule.window, now);
+        record.flows.counts()
     }
 
     /// Why an endpoint with so many failures in a row is to be left out, if it is.
@@ -72,10 +91,23 @@ impl Ejections {
         if failures >= rule.failures {
             return Some(format!("{failures} failures in a row"));
         }
-        let Counts { ended, failed } = self.0.get(key)?.window.counts();
-        let is_bad = failed * 100 >= ended * u64::from(rule.failed_percent);
-        (ended >= u64::from(rule.calls_min) && is_bad)
-            .then(|| format!("{failed} of {ended} calls failed"))
+        let calls = self.0.get(key)?.calls.counts();
+        calls
+            .breaks(rule)
+            .then(|| format!("{} of {} calls failed", calls.failed, calls.ended))
+    }
+
+    /// Why an endpoint is to be left out for what became of flows to it, if it is. Where flows to the `others` fail as well
+    /// it is not the endpoint: whoever sends what nobody answers could take out half of them.
+    pub fn flows_reason(flows: Counts, others: Counts, rule: &Eject) -> Option<String> {
+        let others_work = others.ended > others.failed
+            && others.failed * 100 < others.ended * u64::from(rule.failed_percent);
+        (others_work && flows.breaks(rule)).then(|| {
+            format!(
+                "{} of {} flows refused or not answered",
+                flows.failed, flows.ended
+            )
+        })
     }
 
     /// Leaves an endpoint out, and says for how long: twice as long as the last time, if that was not over for as long as
@@ -91,7 +123,8 @@ impl Ejections {
         let duration = doubled.unwrap_or_default();
         let duration = duration.clamp(rule.duration, rule.duration_max);
         *record = Record {
-            window: Window::default(),
+            calls: Window::default(),
+            flows: Window::default(),
             last: Some(Ejection {
                 until: now + duration,
                 duration,
@@ -104,7 +137,8 @@ impl Ejections {
     /// What was counted against an endpoint is forgotten.
     pub fn forgive(&mut self, key: &Key) {
         if let Some(record) = self.0.get_mut(key) {
-            record.window = Window::default();
+            record.calls = Window::default();
+            record.flows = Window::default();
         }
     }
 
@@ -163,7 +197,7 @@ mod tests {
         let (mut ejections, start) = (Ejections::default(), Instant::now());
         let mut count = |second: u32, ended, failed| {
             let counts = Counts { ended, failed };
-            ejections.count(&key(), &rule(), counts, start + second * S);
+            ejections.count_calls(&key(), &rule(), counts, start + second * S);
             ejections.reason(&key(), &rule(), 0)
         };
         assert_eq!(count(0, 1000, 1000), None, "what was before does not count");
@@ -171,6 +205,21 @@ mod tests {
         assert_eq!(count(2, 1040, 1019), None, "19 of 40 is less than half");
         assert!(count(3, 1040, 1020).is_some());
         assert_eq!(count(14, 1060, 1029), None, "what is old does not count");
+    }
+
+    #[test]
+    fn flows_speak_against_an_endpoint_only_where_the_others_do_better() {
+        let reason = |flows: (u64, u64), others: (u64, u64)| {
+            let counts = |(ended, failed)| Counts { ended, failed };
+            Ejections::flows_reason(counts(flows), counts(others), &rule()).is_some()
+        };
+        assert!(reason((20, 20), (40, 0)));
+        assert!(reason((20, 10), (40, 19)));
+        assert!(!reason((19, 19), (40, 0)), "too few");
+        assert!(!reason((20, 9), (40, 0)), "less than half");
+        assert!(!reason((20, 20), (40, 20)), "the others fail as well");
+        assert!(!reason((20, 20), (0, 0)), "nothing is known of others");
+        assert!(!reason((9999, 9999), (9999, 9999)), "nobody ever answers");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Which endpoints are left out because calls to them failed, and how they come back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::Control;
 use crate::config::Eject;
-use crate::control::ejections::{Counts, Key};
+use crate::control::ejections::{Counts, Ejections, Key};
+use crate::datapath::Writer;
 use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
 use crate::upstream::{Endpoint, SHARE_WHOLE, Upstream};
@@ -66,13 +67,15 @@ impl Control {
         let now = Instant::now();
         let mut changed = self.take_in_again(&snapshot, now);
         for one in judged(&snapshot) {
-            let counts = Counts {
+            let calls = Counts {
                 ended: one.endpoint.ended(),
                 failed: one.endpoint.failed(),
             };
-            self.ejections.count(&one.key(), one.rule, counts, now);
+            self.ejections
+                .count_calls(&one.key(), one.rule, calls, now);
             changed |= self.judge(&one, now);
         }
+        changed |= self.judge_flows(&snapshot, now);
         let steps = steps(&snapshot, now_ns());
         changed |= steps != self.steps;
         self.steps = steps;
@@ -81,8 +84,57 @@ impl Control {
         }
     }
 
-    /// Leaves an endpoint out if its rule says so and the others can spare it; whether it did.
+    /// Judges endpoints by what became of the flows that NAT opened to them; whether one was left out.
+    fn judge_flows(&mut self, snapshot: &Snapshot, now: Instant) -> bool {
+        let signs = match self.datapath.as_ref().map(Writer::endpoint_signs) {
+            Some(Ok(signs)) => signs,
+            Some(Err(error)) => {
+                log::error!("cannot read what became of flows: {error:#}");
+                return false;
+            }
+            None => return false,
+        };
+        let mut flows = Vec::new();
+        for one in judged(snapshot) {
+            let Some(signs) = signs.get(&one.endpoint.address) else {
+                continue;
+            };
+            let since_ever = Counts {
+                ended: signs.opened,
+                failed: signs.opened.saturating_sub(signs.answered),
+            };
+            let lately = self
+                .ejections
+                .count_flows(&one.key(), one.rule, since_ever, now);
+            flows.push((one, lately));
+        }
+        let mut all = HashMap::<&str, Counts>::new();
+        for (one, lately) in &flows {
+            let sum = all.entry(&one.upstream.name).or_default();
+            sum.ended += lately.ended;
+            sum.failed += lately.failed;
+        }
+        let judge = |(one, lately): &(Judged<'_>, Counts)| {
+            let all = all[one.upstream.name.as_str()];
+            let others = Counts {
+                ended: all.ended - lately.ended,
+                failed: all.failed - lately.failed,
+            };
+            let reason = Ejections::flows_reason(*lately, others, one.rule);
+            reason.is_some_and(|reason| self.leave_out(one, &reason, now))
+        };
+        flows.iter().map(judge).filter(|ejected| *ejected).count() > 0
+    }
+
+    /// Leaves an endpoint out if calls to it failed in a way that its rule names; whether it did.
     fn judge(&mut self, one: &Judged<'_>, now: Instant) -> bool {
+        let failures = one.endpoint.failures();
+        let reason = self.ejections.reason(&one.key(), one.rule, failures);
+        reason.is_some_and(|reason| self.leave_out(one, &reason, now))
+    }
+
+    /// Leaves an endpoint out for this reason if the others can spare it; whether it did.
+    fn leave_out(&mut self, one: &Judged<'_>, reason: &str, now: Instant) -> bool {
         let Judged {
             upstream,
             endpoint,
@@ -92,9 +144,6 @@ impl Control {
             return false;
         }
         let key = one.key();
-        let Some(reason) = self.ejections.reason(&key, rule, endpoint.failures()) else {
-            return false;
-        };
         let (name, address) = (&upstream.name, endpoint.address);
         let metrics = self.registry.endpoint(name, &address.to_string());
         if !upstream.can_spare(endpoint, rule.share_percent_max) {
