@@ -22,6 +22,8 @@ struct Record {
     /// The last time it was left out.
     last: Option<Ejection>,
     is_out: bool,
+    /// When it was told that it would have been left out.
+    spared: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,16 +132,29 @@ impl Ejections {
                 duration,
             }),
             is_out: true,
+            spared: None,
         };
         duration
     }
 
-    /// What was counted against an endpoint is forgotten.
-    pub fn forgive(&mut self, key: &Key) {
-        if let Some(record) = self.0.get_mut(key) {
-            record.calls = Window::default();
-            record.flows = Window::default();
+    /// An endpoint cannot be spared: what was counted against it is forgotten, so that it is judged anew. Whether that is
+    /// to be told: once within a window.
+    pub fn spare(&mut self, key: &Key, rule: &Eject, now: Instant) -> bool {
+        let record = self.0.entry(key.clone()).or_default();
+        record.calls = Window::default();
+        record.flows = Window::default();
+        let was_told = |told: Instant| now.saturating_duration_since(told) < rule.window;
+        if record.spared.is_some_and(was_told) {
+            return false;
         }
+        record.spared = Some(now);
+        true
+    }
+
+    /// An endpoint comes back before its time is over; whether it was out.
+    pub fn end(&mut self, key: &Key) -> bool {
+        let record = self.0.get_mut(key);
+        record.is_some_and(|record| std::mem::take(&mut record.is_out))
     }
 
     /// Endpoints whose time is over; they are told once.
@@ -244,6 +259,13 @@ mod tests {
     }
 
     #[test]
+    fn that_an_endpoint_cannot_be_spared_is_told_once_in_a_window() {
+        let (mut ejections, now) = (Ejections::default(), Instant::now());
+        let told = [0, 1, 9, 10, 11].map(|s| ejections.spare(&key(), &rule(), now + s * S));
+        assert_eq!(told, [true, false, false, true, false]);
+    }
+
+    #[test]
     fn an_ejection_is_over_once() {
         let (mut ejections, now) = (Ejections::default(), Instant::now());
         ejections.eject(&key(), &rule(), now);
@@ -252,6 +274,9 @@ mod tests {
         assert_eq!(ejections.over(now + 10 * S), [key()]);
         assert_eq!(ejections.over(now + 10 * S), []);
         assert_eq!(ejections.left(&key(), now + 11 * S), None);
+        ejections.eject(&key(), &rule(), now + 12 * S);
+        assert!(ejections.end(&key()) && !ejections.end(&key()));
+        assert_eq!(ejections.over(now + 99 * S), []);
         ejections.keep(|_| false);
         assert_eq!(ejections.eject(&key(), &rule(), now + 12 * S), 10 * S);
     }

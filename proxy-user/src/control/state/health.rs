@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::Control;
-use crate::config::Eject;
+use crate::config::{Config, Eject, Listener, ListenerMode, Via};
 use crate::control::ejections::{Counts, Ejections, Key};
 use crate::datapath::Writer;
 use crate::offload::now_ns;
@@ -42,6 +42,21 @@ fn judged(snapshot: &Snapshot) -> impl Iterator<Item = Judged<'_>> {
             rule,
         })
     })
+}
+
+/// Names of upstreams whose flows pass by NAT both ways, so that it shows what becomes of them.
+fn forwarded_by_nat(config: &Config) -> HashSet<&str> {
+    let upstream_of = |listener: &Listener| match listener.mode {
+        ListenerMode::Forward {
+            upstream,
+            via: Via::Nat,
+            ..
+        } => Some(upstream),
+        _ => None,
+    };
+    let indices = config.listeners.iter().filter_map(upstream_of);
+    let upstreams = indices.filter_map(|index| config.upstreams.get(index));
+    upstreams.map(|upstream| upstream.name.as_str()).collect()
 }
 
 impl Control {
@@ -95,7 +110,8 @@ impl Control {
             None => return false,
         };
         let mut flows = Vec::new();
-        for one in judged(snapshot) {
+        let forwarded = forwarded_by_nat(&snapshot.config);
+        for one in judged(snapshot).filter(|one| forwarded.contains(&*one.upstream.name)) {
             let Some(signs) = signs.get(&one.endpoint.address) else {
                 continue;
             };
@@ -140,20 +156,20 @@ impl Control {
             endpoint,
             rule,
         } = one;
-        if endpoint.is_ejected() {
+        if !endpoint.is_healthy() {
             return false;
         }
         let key = one.key();
         let (name, address) = (&upstream.name, endpoint.address);
         let metrics = self.registry.endpoint(name, &address.to_string());
         if !upstream.can_spare(endpoint, rule.share_percent_max) {
-            // It gets another chance, and then is judged anew.
             endpoint.eject(false);
-            self.ejections.forgive(&key);
             metrics.spare();
-            log::warn!(
-                "not ejected, because too few would be left: upstream={name} endpoint={address} reason={reason:?}"
-            );
+            if self.ejections.spare(&key, rule, now) {
+                log::warn!(
+                    "not ejected, because too few would be left: upstream={name} endpoint={address} reason={reason:?}"
+                );
+            }
             return false;
         }
         let duration = self.ejections.eject(&key, rule, now);
@@ -176,6 +192,18 @@ impl Control {
             self.readmit(one.upstream, one.endpoint);
         }
         true
+    }
+
+    /// A probe found that an endpoint lives again. Whoever died and came back needs no more time, but one whose probe was
+    /// well all the while calls to it failed does.
+    pub(super) fn revive(&mut self, upstream: &Upstream, endpoint: &Endpoint) {
+        endpoint.welcome(now_ns());
+        if self
+            .ejections
+            .end(&(upstream.name.clone(), endpoint.address))
+        {
+            self.readmit(upstream, endpoint);
+        }
     }
 
     fn readmit(&self, upstream: &Upstream, endpoint: &Endpoint) {

@@ -10,7 +10,6 @@ use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
-use crate::offload::now_ns;
 use crate::report::Report;
 use crate::worker;
 
@@ -118,7 +117,7 @@ impl Control {
             return;
         };
         if belief.is_healthy {
-            endpoint.welcome(now_ns());
+            self.revive(upstream, endpoint);
         }
         self.believe(upstream, endpoint);
         let (upstream, address) = (&answer.upstream, answer.address);
