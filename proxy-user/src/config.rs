@@ -16,6 +16,7 @@ mod load;
 mod names;
 mod pattern;
 mod policy;
+mod probe;
 mod problem;
 mod route;
 mod settings;
@@ -37,6 +38,7 @@ pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
+pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
 pub use crate::tunable::Origin;
@@ -412,26 +414,6 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
-}
-
-/// The question whose answer is an endpoint's health.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Probe {
-    pub kind: ProbeKind,
-    pub interval: Duration,
-    pub timeout: Duration,
-    /// Good answers in a row until an endpoint is believed healthy again.
-    pub rise: u32,
-    /// Bad answers in a row until it is believed dead.
-    pub fall: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// A connection is accepted.
-    Tcp,
-    /// GET of this path is answered with 2xx or 3xx.
-    Http { path: String },
 }
 
 impl fmt::Display for ListenAddress {

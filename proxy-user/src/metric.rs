@@ -271,7 +271,8 @@ impl Upstream {
     /// Notes whether health is ignored for want of healthy endpoints, and counts how often that began.
     pub fn panic(&self, panics: bool) {
         let before = self.panics.swap(panics, Relaxed);
-        self.panicked.fetch_add(u64::from(panics && !before), Relaxed);
+        self.panicked
+            .fetch_add(u64::from(panics && !before), Relaxed);
     }
 
     /// Health is ignored.
@@ -437,7 +438,10 @@ mod tests {
         let other = registry.listener("more");
         counted.pop();
         let own = registry.listener("one that finds room");
-        assert!(!Arc::ptr_eq(&own, &other), "nobody counts the last any more");
+        assert!(
+            !Arc::ptr_eq(&own, &other),
+            "nobody counts the last any more"
+        );
     }
 
     #[test]

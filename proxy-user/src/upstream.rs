@@ -30,7 +30,11 @@ pub struct Upstream {
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
 /// same name (health, counters) goes on, however weights and order change.
-pub fn build(config: &Config, workers: usize, previous: Option<&[Arc<Upstream>]>) -> Arc<[Arc<Upstream>]> {
+pub fn build(
+    config: &Config,
+    workers: usize,
+    previous: Option<&[Arc<Upstream>]>,
+) -> Arc<[Arc<Upstream>]> {
     let earlier = previous.unwrap_or_default().iter();
     let earlier: HashMap<&str, &Upstream> = earlier
         .map(|earlier| (earlier.name.as_str(), earlier.as_ref()))

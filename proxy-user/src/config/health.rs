@@ -1,13 +1,10 @@
-//! Of an `[[upstream]]`: how the health of its endpoints is asked, what failing calls do to them, and how they come back.
+//! Of an `[[upstream]]`: what failing calls do to endpoints, when health is ignored, and how they come back.
 
 use std::time::Duration;
 
 use super::table::{Section, Value};
-use super::{PathMatch, Probe, ProbeKind};
-use crate::config::pattern::parse_path;
 use crate::tunable::unit::shown;
 
-const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -46,6 +43,11 @@ pub struct Eject {
 pub struct Statuses(Vec<(u16, u16)>);
 
 impl Statuses {
+    /// What a probe takes for good if it is not told: 200 to 399.
+    pub fn good() -> Self {
+        Self(vec![(200, 399)])
+    }
+
     pub fn has(&self, status: u16) -> bool {
         self.0
             .iter()
@@ -162,7 +164,7 @@ fn percent(text: &str, min: u32) -> Result<u32, String> {
 }
 
 /// `"503"`, `"200-399"`, `"5xx"`, or a list of such.
-fn statuses(value: &Value<'_>) -> Option<Statuses> {
+pub(super) fn statuses(value: &Value<'_>) -> Option<Statuses> {
     let items = value.one_or_more()?;
     let ranges: Vec<_> = items.iter().map(|item| item.parsed(status_range)).collect();
     if ranges.is_empty() {
@@ -188,73 +190,4 @@ fn status_range(text: &str) -> Result<(u16, u16), String> {
             shown(text)
         )),
     }
-}
-
-/// `{ http = "/healthz" }` or `{ tcp = true }`, with interval, timeout, rise and fall.
-pub(super) fn probe(value: &Value<'_>) -> Option<Probe> {
-    let section = value.section()?;
-    let (http, tcp) = (section.find("http"), section.find("tcp"));
-    let kind = match (&http, &tcp) {
-        (Some(http), None) => http.parsed(probe_path).map(|path| ProbeKind::Http { path }),
-        (None, Some(tcp)) => tcp.yes().map(|()| ProbeKind::Tcp),
-        _ => {
-            let help = "write http = \"/healthz\" or tcp = true".to_owned();
-            value.spot.refuse(
-                "a probe asks over `http` or over `tcp`, one of both",
-                "",
-                Some(help),
-            )
-        }
-    };
-    let interval_value = section.find("interval");
-    let interval = interval_value
-        .as_ref()
-        .map_or(Some(2000 * MS), |value| value.duration(100 * MS..=HOUR));
-    let timeout_value = section.find("timeout");
-    let timeout = timeout_value
-        .as_ref()
-        .map(|value| value.duration(10 * MS..=HOUR));
-    let rise = section
-        .find("rise")
-        .map_or(Some(2), |value| value.number(1..=100));
-    let fall = section
-        .find("fall")
-        .map_or(Some(3), |value| value.number(1..=100));
-    section.finish();
-    let interval = interval?;
-    let timeout = timeout.unwrap_or_else(|| Some(interval.min(1000 * MS)))?;
-    if timeout > interval {
-        let spot = timeout_value.map_or(value.spot, |value| value.spot);
-        return spot.refuse(
-            "the `timeout` of a probe is longer than its `interval`",
-            "",
-            Some("the next probe would overtake it".to_owned()),
-        );
-    }
-    Some(Probe {
-        kind: kind?,
-        interval,
-        timeout,
-        rise: rise?,
-        fall: fall?,
-    })
-}
-
-/// A path to ask for, as it is sent: a query may follow.
-fn probe_path(text: &str) -> Result<String, String> {
-    let (path, query) = text
-        .split_once('?')
-        .map_or((text, None), |(path, query)| (path, Some(query)));
-    match parse_path(path)? {
-        PathMatch::Exact(_) => {}
-        _ => return Err("a probe asks for one path: write it like /healthz".to_owned()),
-    }
-    if query.is_some_and(|query| {
-        !query
-            .bytes()
-            .all(|byte| (b'!'..=b'~').contains(&byte) && byte != b'#')
-    }) {
-        return Err("the query of a probe has a character that stands in no query".to_owned());
-    }
-    Ok(text.to_owned())
 }

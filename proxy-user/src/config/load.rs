@@ -264,7 +264,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
     let upstreams = sections
         .upstreams
         .iter()
-        .map(|section| Some((upstream::upstream(section)?, placed(section))))
+        .map(|section| Some((upstream::upstream(section, context)?, placed(section))))
         .collect();
     let policies = sections
         .policies

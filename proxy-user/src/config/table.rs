@@ -80,6 +80,14 @@ impl<'s> Value<'s> {
         }
     }
 
+    /// `true` or `false`.
+    pub fn truth(&self) -> Option<bool> {
+        match self.value {
+            DeValue::Boolean(truth) => Some(*truth),
+            _ => self.wrong_type("true or false"),
+        }
+    }
+
     /// A whole number in a range.
     pub fn number(&self, range: RangeInclusive<u32>) -> Option<u32> {
         let DeValue::Integer(integer) = self.value else {

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use super::address::parse_endpoint_address;
+use super::context::Context;
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Balance, Endpoint, Upstream, health};
+use super::{Balance, Endpoint, Upstream, health, probe};
 
 /// Highest weight of an endpoint.
 const WEIGHT_MAX: u32 = 1000;
 
-pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
+pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<Upstream> {
     let name = section.find("name").and_then(|value| value.as_text());
     let balance = section.find("balance").map(|value| {
         let words = [
@@ -22,7 +23,9 @@ pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
     let endpoints = section
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
         .and_then(|value| endpoints(&value));
-    let probe = section.find("probe").map(|value| health::probe(&value));
+    let probe = section
+        .find("probe")
+        .map(|value| probe::probe(&value, context));
     let health = health::health(section);
     section.later("tls");
     section.finish();

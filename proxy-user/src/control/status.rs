@@ -190,7 +190,9 @@ impl Facts<'_> {
             probed,
             ejected_s: left.map(|left| left.as_secs()),
             share_percent: (share < SHARE_WHOLE).then_some(share * 100 / SHARE_WHOLE),
-            resolved: resolved.and_then(|resolved| resolved.get(&address)).copied(),
+            resolved: resolved
+                .and_then(|resolved| resolved.get(&address))
+                .copied(),
         }
     }
 

@@ -86,8 +86,7 @@ impl Control {
                 ended: one.endpoint.ended(),
                 failed: one.endpoint.failed(),
             };
-            self.ejections
-                .count_calls(&one.key(), one.rule, calls, now);
+            self.ejections.count_calls(&one.key(), one.rule, calls, now);
             changed |= self.judge(&one, now);
         }
         changed |= self.judge_flows(&snapshot, now);

@@ -40,9 +40,7 @@ impl Page<'_> {
             let mut family = self.family(name, help, MetricType::Gauge)?;
             for ([upstream, endpoint], counts) in &*endpoints {
                 let labels = [("upstream", upstream), ("endpoint", endpoint)];
-                family
-                    .encode_family(&labels)?
-                    .encode_gauge(&part(counts))?;
+                family.encode_family(&labels)?.encode_gauge(&part(counts))?;
             }
         }
         for (name, help, part) in counters {
