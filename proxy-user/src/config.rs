@@ -34,12 +34,14 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::tunable::Origin;
 
@@ -414,6 +416,13 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+}
+
+impl Endpoint {
+    /// An address with a weight, and all else as it is where nobody says.
+    pub const fn new(address: SocketAddr, weight: u32) -> Self {
+        Self { address, weight }
+    }
 }
 
 impl fmt::Display for ListenAddress {

@@ -4,6 +4,7 @@ mod bans;
 pub mod channel;
 pub mod configuration;
 mod ejections;
+mod endpoints;
 pub mod message;
 mod offences;
 mod probes;
@@ -25,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use bans::{BanStatus, OPERATOR};
+pub use endpoints::{Changes, EndpointAct, EndpointChange, EndpointRequest};
 pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;
@@ -44,6 +46,9 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How often neighbours are looked at and bans swept.
 const SLOW_TICK: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a new neighbour has answered, while there is one.
+const SEEK_PACE: Duration = Duration::from_millis(2);
 
 /// What the daemon's other threads and tasks send to control.
 const QUEUE: usize = 256;
@@ -157,6 +162,8 @@ async fn serve(
         .context("wait for reports")?;
     let mut tick = interval(TICK);
     let mut slow = interval(SLOW_TICK);
+    let mut pace = interval(SEEK_PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -170,12 +177,13 @@ async fn serve(
                 // The keeper is gone, and with it whoever would look after us.
                 None => return Ok(ExitCode::FAILURE),
             },
-            Some(request) = requests.recv() => control.answer(request),
+            Some(request) = requests.recv(), if !control.is_applying() => control.answer(request),
             ready = reports.readable() => {
                 ready.context("wait for reports")?.clear_ready();
                 control.learn(reports.get_ref().take());
             }
             Some(answer) = probed.recv() => control.probed(&answer),
+            _ = pace.tick(), if control.is_seeking() => control.seek()?,
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {
                     return Ok(code);

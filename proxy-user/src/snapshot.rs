@@ -196,11 +196,16 @@ fn listeners(
             faults.append(&mut found);
             None
         });
-        let routes = config.routes.iter();
+        let routes = match &listener.mode {
+            ListenerMode::Serve { .. } => &config.routes[..],
+            // It answers no request, and there may be thousands of it.
+            ListenerMode::Forward { .. } => &[],
+        };
         listeners.push(Listener {
             acceptor,
             metrics: registry.listener(&listener.name),
             routes: routes
+                .iter()
                 .map(|route| registry.route(&listener.name, &route.name))
                 .collect(),
             unrouted: registry.route(&listener.name, ""),

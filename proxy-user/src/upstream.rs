@@ -15,6 +15,9 @@ use balance::Schedule;
 pub use endpoint::{Active, Endpoint, SHARE_WHOLE};
 pub use health::{Belief, Health};
 
+/// Steps in which rings follow a slow start.
+const STEPS: u32 = 10;
+
 /// A named set of endpoints.
 #[derive(Debug)]
 pub struct Upstream {
@@ -142,6 +145,17 @@ impl Upstream {
             0 => SHARE_WHOLE,
             slow_start_ns => endpoint.share(slow_start_ns, now_ns),
         }
+    }
+
+    /// Its weight in a ring of the kernel half, where only the relation to the others counts: in tenths, as far as it has
+    /// come in its slow start.
+    pub fn weight_in_ring(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        endpoint.weight * self.step(endpoint, now_ns)
+    }
+
+    /// How far an endpoint has come in its slow start: 1 to 10.
+    pub fn step(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        (self.share(endpoint, now_ns) * STEPS / SHARE_WHOLE).max(1)
     }
 
     /// Index of the endpoint for the next call of this worker, `random` being any number that nobody can foresee.

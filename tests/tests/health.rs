@@ -1,9 +1,10 @@
 //! Health: who answers neither probes nor calls gets no more work, at layer 7 and in the kernel, and is back when it answers again.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rig::client::Tally;
 use rig::field::{L4_V4, WEB_V4};
 use rig::http::KeepAlive;
@@ -31,6 +32,15 @@ forward = { upstream = "forwarded", via = "nat" }
 name    = "flows"
 address = "203.0.113.20:8081"
 forward = { upstream = "flows", via = "nat" }
+
+[[listener]]
+name    = "slow"
+address = "203.0.113.20:8082"
+forward = { upstream = "slow", via = "nat" }
+
+[[route]]
+match    = { host = "slow.test", path = "/*" }
+upstream = "slow"
 
 [[route]]
 match    = { host = "called.test", path = "/*" }
@@ -78,6 +88,13 @@ name      = "flows"
 endpoints = ["10.77.1.2:8080", "10.77.2.2:8080", "10.77.3.2:8080"]
 eject     = { calls_min = 10, window = "2s", for = "4s", for_max = "4s" }
 
+[[upstream]]
+name       = "slow"
+endpoints  = ["10.77.1.2:8080", "10.77.2.2:8080", "10.77.3.2:8080"]
+probe      = { tcp = true, interval = "100ms", timeout = "100ms", rise = 2, fall = 2 }
+eject      = "off"
+slow_start = "10s"
+
 [tunables]
 "upstream.failed_hold" = "0s"
 "#;
@@ -96,6 +113,7 @@ fn main() -> ExitCode {
             answers_that_count_as_failures_eject_whoever_gives_them,
             a_server_that_refuses_flows_is_ejected_from_the_kernels_ring,
             health_is_ignored_while_too_few_have_it,
+            a_server_that_comes_back_gets_more_work_by_and_by_at_both_layers,
         ],
     )
 }
@@ -234,6 +252,37 @@ fn health_is_ignored_while_too_few_have_it(world: &mut World) -> Result<()> {
     expect_all(&requests(world, WEB_V4, "knocked.test")?)
 }
 
+fn a_server_that_comes_back_gets_more_work_by_and_by_at_both_layers(
+    world: &mut World,
+) -> Result<()> {
+    world.origins[0].end_web()?;
+    wait_for_belief(world, "slow", false)?;
+    world.origins[0].start_web()?;
+    wait_for_belief(world, "slow", true)?;
+    let shares = |world: &World| -> Result<[u64; 2]> {
+        let flows = to_origin1(&requests_at(world, socket(L4_V4, 8082)?, "slow.test")?)?;
+        let calls = to_origin1(&requests(world, WEB_V4, "slow.test")?)?;
+        Ok([flows, calls])
+    };
+    // Thirty of ninety would be its part, and it begins with a tenth of that.
+    let first = shares(world)?;
+    ensure!(first.iter().all(|count| *count < 20), "{first:?} at first");
+    wait::until_true("the end of the slow start", PATIENCE * 3, || {
+        let endpoint = first_endpoint(&world.sluice, "slow");
+        endpoint.is_ok_and(|endpoint| endpoint["share_percent"].is_null())
+    })?;
+    // The ring follows within a second.
+    std::thread::sleep(Duration::from_millis(1200));
+    let last = shares(world)?;
+    ensure!(last.iter().all(|count| *count >= 20), "{last:?} at last");
+    Ok(())
+}
+
+fn to_origin1(tally: &Tally) -> Result<u64> {
+    tally.expect_no_failure()?;
+    Ok(tally.per_endpoint.get("origin1").copied().unwrap_or(0))
+}
+
 /// A counter of the endpoints of an upstream.
 fn count(world: &World, what: &str, upstream: &str) -> Result<f64> {
     let metrics = world.sluice.metrics()?;
@@ -243,7 +292,10 @@ fn count(world: &World, what: &str, upstream: &str) -> Result<f64> {
 
 /// So many requests that each endpoint gets some, each over a connection of its own.
 fn requests(world: &World, address: &str, host: &str) -> Result<Tally> {
-    let to = socket(address, HTTP_PORT)?;
+    requests_at(world, socket(address, HTTP_PORT)?, host)
+}
+
+fn requests_at(world: &World, to: SocketAddr, host: &str) -> Result<Tally> {
     Ok(world.field.client.inside(|| {
         let mut tally = Tally::default();
         for _ in 0..90 {
@@ -281,13 +333,18 @@ fn wait_for_belief(world: &World, upstream: &str, healthy: bool) -> Result<()> {
     })
 }
 
-/// What status and metrics say of the first endpoint of an upstream, which is the same.
+/// What status says of the first endpoint of an upstream.
 fn is_healthy(sluice: &Sluice, upstream: &str) -> Result<bool> {
+    let endpoint = first_endpoint(sluice, upstream)?;
+    endpoint["healthy"].as_bool().context("no belief")
+}
+
+fn first_endpoint(sluice: &Sluice, upstream: &str) -> Result<serde_json::Value> {
     let status = sluice.status()?;
     let named = |one: &&serde_json::Value| one["name"] == upstream;
     let found = status["upstreams"]
         .as_array()
         .and_then(|all| all.iter().find(named));
-    let said = found.and_then(|found| found["endpoints"][0]["healthy"].as_bool());
-    said.ok_or_else(|| anyhow::anyhow!("no such endpoint in {status}"))
+    let found = found.with_context(|| format!("no such upstream in {status}"))?;
+    Ok(found["endpoints"][0].clone())
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::{Endpoint, Status};
+use crate::control::status::{Endpoint, Status, Upstream};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -61,16 +61,7 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        let panics = if upstream.panics {
-            " too few endpoints are healthy, so health is ignored"
-        } else {
-            ""
-        };
-        writeln!(text, "upstream {}:{panics}", upstream.name)?;
-        for endpoint in &upstream.endpoints {
-            let (address, weight) = (endpoint.address, endpoint.weight);
-            writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
-        }
+        write_upstream(text, upstream)?;
     }
     match status.datapath.interfaces.as_slice() {
         [] => writeln!(text, "datapath {}", status.datapath.state)?,
@@ -104,6 +95,24 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     )
 }
 
+/// An upstream and its endpoints.
+pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt::Result {
+    let panics = if upstream.panics {
+        " too few endpoints are healthy, so health is ignored"
+    } else {
+        ""
+    };
+    writeln!(text, "upstream {}:{panics}", upstream.name)?;
+    for endpoint in &upstream.endpoints {
+        let (address, weight) = (endpoint.address, endpoint.weight);
+        writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
+    }
+    for address in &upstream.removed {
+        writeln!(text, "  {address} removed at run time")?;
+    }
+    Ok(())
+}
+
 /// What is known of an endpoint, in words.
 fn state(endpoint: &Endpoint) -> String {
     let health = match (endpoint.probed, endpoint.healthy, endpoint.ejected_s) {
@@ -115,7 +124,8 @@ fn state(endpoint: &Endpoint) -> String {
     let share = endpoint.share_percent;
     let share = share.map(|percent| format!("starts slowly, at {percent}% of its weight"));
     let neighbour = (endpoint.resolved == Some(false)).then(|| "neighbour not resolved".to_owned());
-    let all = [Some(health), share, neighbour];
+    let origin = (endpoint.origin == "runtime").then(|| "set at run time".to_owned());
+    let all = [Some(health), share, neighbour, origin];
     joined(all.into_iter().flatten())
 }
 

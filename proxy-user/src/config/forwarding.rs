@@ -1,12 +1,12 @@
 //! What a listener that forwards needs: a kernel half, sources of the right family, ports that fit and are free.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::check::Whole;
 use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
 use super::problem::Spot;
-use super::{DatapathMode, Endpoint, ListenerMode, Nat, Upstream, Via};
+use super::{Config, DatapathMode, Endpoint, ListenerMode, Nat, Upstream, Via};
 
 const TUNNEL_EXAMPLE: &str = "tunnel = { source = [\"10.0.0.1\"] }";
 const NAT_EXAMPLE: &str = "nat = { source = [\"10.0.0.1\"], ports = \"20000-59999\" }";
@@ -210,8 +210,9 @@ impl<'s> Whole<'s> {
                         || (ip.is_unspecified() && ip.is_ipv4() == source.is_ipv4())
                 };
                 let shared = |port: &u16| address.has_port(*port);
-                if let Some(port) = (first..=last).find(shared)
-                    && nat.source.iter().any(same)
+                // The sources first: there may be thousands of addresses, and NAT has tens of thousands of ports.
+                if nat.source.iter().any(same)
+                    && let Some(port) = (first..=last).find(shared)
                 {
                     let message = format!(
                         "port {port} is one of those that NAT gives to flows of the same address"
@@ -230,6 +231,64 @@ impl<'s> Whole<'s> {
             );
             spot.refuse::<()>(message, "ports x sources x 2 (TCP and UDP)", Some(help));
         }
+    }
+}
+
+impl Config {
+    /// Why an upstream, by its index, cannot have these endpoints, one of them `added` to what was checked before: what
+    /// `check_forwarding` would say of a file with them.
+    pub fn refuse_endpoints(
+        &self,
+        upstream: usize,
+        endpoints: &[Endpoint],
+        added: Option<SocketAddr>,
+    ) -> Option<String> {
+        let has = |is_v4| {
+            endpoints
+                .iter()
+                .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
+        };
+        let families = [(true, "IPv4", has(true)), (false, "IPv6", has(false))];
+        for listener in &self.listeners {
+            let via = match listener.mode {
+                ListenerMode::Forward {
+                    upstream: of, via, ..
+                } if of == upstream => via,
+                _ => continue,
+            };
+            for (is_v4, family, has) in families {
+                let mut addresses = listener.addresses.iter();
+                let lacks = via == Via::Nat
+                    && !has
+                    && addresses.any(|address| address.socket.is_ipv4() == is_v4);
+                if lacks {
+                    return Some(format!(
+                        "`{}` forwards {family} via nat, which keeps the family, and this would leave no {family} endpoint",
+                        listener.name
+                    ));
+                }
+                let tunnel = self.datapath.tunnel.iter();
+                let mut sources = tunnel.flat_map(|tunnel| &tunnel.source);
+                if via.wraps() && has && !sources.any(|source| source.is_ipv4() == is_v4) {
+                    return Some(format!(
+                        "`{}` forwards via {}, and `tunnel` has no {family} source for this endpoint",
+                        listener.name,
+                        via.word()
+                    ));
+                }
+            }
+            let mut addresses = listener.addresses.iter();
+            if via != Via::Nat
+                && let Some(added) = added
+                && let Some(other) = addresses.find(|address| !address.has_port(added.port()))
+            {
+                return Some(format!(
+                    "the packet to {other} keeps its port via {}, and {added} has another",
+                    via.word()
+                ));
+            }
+        }
+        None
     }
 }
 

@@ -9,7 +9,7 @@ use super::table::{Section, Value};
 use super::{Balance, Endpoint, Upstream, health, probe};
 
 /// Highest weight of an endpoint.
-const WEIGHT_MAX: u32 = 1000;
+pub const WEIGHT_MAX: u32 = 1000;
 
 pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<Upstream> {
     let name = section.find("name").and_then(|value| value.as_text());
@@ -76,7 +76,7 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
 fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     if !item.is_table() {
         let address = item.parsed(parse_endpoint_address)?;
-        return Some(Endpoint { address, weight: 1 });
+        return Some(Endpoint::new(address, 1));
     }
     let mut section = item.section()?;
     section.name = "an endpoint".to_owned();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::configuration::Flags;
+use super::endpoints::Changes;
 use crate::config::{Bundle, Diagnostic};
 use crate::datapath::{Interface, Names};
 
@@ -75,6 +76,8 @@ pub struct Memory {
     pub names: Names,
     /// Tunables that were set at run time.
     pub runtime: Vec<(String, String)>,
+    /// Endpoints that were changed at run time.
+    pub endpoints: Changes,
     /// Bans where there is no datapath to remember them: source, end on the coarse clock, rule.
     pub bans: Vec<(IpAddr, u64, String)>,
 }

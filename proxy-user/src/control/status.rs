@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::ejections::Ejections;
+use super::endpoints::Changes;
 use super::message::Start;
-use crate::config::ListenerMode;
+use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::offload::now_ns;
@@ -53,12 +54,16 @@ pub struct Upstream {
     /// Health is ignored, because too few endpoints have it.
     pub panics: bool,
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of the file that a command removed; a reload brings them back.
+    pub removed: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
+    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that.
+    pub origin: String,
     /// What its probe says, and the calls to it; one of which neither speaks is believed healthy.
     pub healthy: bool,
     pub probed: bool,
@@ -94,6 +99,7 @@ pub struct Limits {
 pub(super) struct Facts<'c> {
     pub start: &'c Start,
     pub snapshot: Option<&'c Snapshot>,
+    pub changes: &'c Changes,
     pub registry: &'c Registry,
     pub uptime: Duration,
     pub bans: u64,
@@ -160,13 +166,20 @@ impl Facts<'_> {
         };
         let pairs = snapshot.upstreams.iter().zip(&snapshot.config.upstreams);
         let upstreams = pairs.map(|(upstream, config)| {
+            let changes = self.changes.of(&config.name);
             let endpoints = upstream.endpoints.iter();
-            let endpoints =
-                endpoints.map(|endpoint| self.endpoint(upstream, endpoint, config.probe.is_some()));
+            let endpoints = endpoints.map(|endpoint| {
+                let origin = match changes.change(endpoint.address) {
+                    Some(_) => Origin::Runtime.to_string(),
+                    None => config.at.to_string(),
+                };
+                self.endpoint(upstream, endpoint, origin, config.probe.is_some())
+            });
             Upstream {
                 name: upstream.name.clone(),
                 panics: upstream.panics(),
                 endpoints: endpoints.collect(),
+                removed: changes.removed().collect(),
             }
         });
         upstreams.collect()
@@ -176,16 +189,19 @@ impl Facts<'_> {
         &self,
         upstream: &upstream::Upstream,
         endpoint: &upstream::Endpoint,
+        origin: String,
         probed: bool,
     ) -> Endpoint {
         let address = endpoint.address;
-        let key = (upstream.name.clone(), address);
-        let left = self.ejections.left(&key, Instant::now());
+        let left = self
+            .ejections
+            .left((&upstream.name, address), Instant::now());
         let share = upstream.share(endpoint, now_ns());
         let resolved = self.resolved.as_ref();
         Endpoint {
             address,
             weight: endpoint.weight,
+            origin,
             healthy: endpoint.is_healthy(),
             probed,
             ejected_s: left.map(|left| left.as_secs()),

@@ -16,9 +16,6 @@ const ROUTE_AGE: Duration = Duration::from_secs(10);
 /// to it, so it would forget one that nobody else talks to.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether a neighbour has answered.
-const RESOLVE_PACE: Duration = Duration::from_millis(2);
-
 /// The discard port (RFC 863): what is sent there only makes the kernel resolve the neighbour.
 const DISCARD: u16 = 9;
 
@@ -63,6 +60,16 @@ impl Neighbours {
     /// From now on these are reached on a link of ours, or not at all.
     pub fn keep_near(&mut self, addresses: BTreeSet<IpAddr>) {
         self.near = addresses;
+    }
+
+    /// The same for one more.
+    pub fn keep_near_too(&mut self, address: IpAddr) {
+        self.near.insert(address);
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&mut self, is_used: impl Fn(IpAddr) -> bool) {
+        self.known.retain(|address, _| is_used(*address));
     }
 
     /// The gateway that an address is behind, as far as is known.
@@ -152,30 +159,32 @@ impl Neighbours {
         Ok(())
     }
 
-    /// Looks until each of `endpoints` is either reached or known not to be, or `limit` is over: about as long as a
-    /// neighbour takes to answer, for one that does.
+    /// Looks at those of `endpoints` that are not reached; whether each is by now, or is known not to be. One that is there
+    /// answers in a millisecond or two.
     ///
     /// # Errors
     /// As `refresh`.
-    pub fn resolve(
+    pub fn seek(
         &mut self,
         network: &mut Network,
-        endpoints: &BTreeSet<IpAddr>,
-        limit: Duration,
-    ) -> io::Result<()> {
-        let end = Instant::now() + limit;
-        loop {
-            let now = Instant::now();
-            self.refresh(network, endpoints.iter().copied(), now)?;
-            let open = |address: &IpAddr| {
-                let known = self.known.get(address);
-                known.is_some_and(|known| !known.failed && known.reach == Reach::default())
-            };
-            if now >= end || !endpoints.iter().any(open) {
-                return Ok(());
-            }
-            std::thread::sleep(RESOLVE_PACE);
+        endpoints: impl Iterator<Item = IpAddr>,
+    ) -> io::Result<bool> {
+        let is_reached = |known: &Known| known.reach != Reach::default() && known.looked.is_some();
+        let missed: BTreeSet<IpAddr> = endpoints
+            .filter(|address| !self.known.get(address).is_some_and(is_reached))
+            .collect();
+        if missed.is_empty() {
+            return Ok(true);
         }
+        self.refresh(network, missed.iter().copied(), Instant::now())?;
+        let is_open = |address: &IpAddr| {
+            // One that should be near, and is behind a gateway, will not be nearer for waiting.
+            let is_refused = self.near.contains(address) && self.gateway(*address).is_some();
+            let known = self.known.get(address);
+            let is_open = |known: &Known| !known.failed && known.reach == Reach::default();
+            !is_refused && known.is_some_and(is_open)
+        };
+        Ok(!missed.iter().any(is_open))
     }
 }
 

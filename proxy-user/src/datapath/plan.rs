@@ -1,13 +1,15 @@
 //! From what the maps hold to what they shall hold: checked as a whole, then writes in an order that no packet can notice.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod ring;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_ebpf::abi::{self, mode, option};
-use proxy_ebpf::maglev::{self, Member};
 use serde::{Deserialize, Serialize};
 
 use super::{Full, address, port};
+pub use ring::{Endpoints, change};
 
 /// Where endpoints expect generic UDP encapsulation (the port that IANA gave it).
 const GUE_PORT: u16 = 6080;
@@ -113,8 +115,8 @@ pub struct State {
     pub names: Names,
     pub listeners: BTreeMap<Key, abi::Listener>,
     pub upstreams: BTreeMap<u32, abi::Upstream>,
-    /// By id; the neighbour in them is not this plan's matter.
-    pub endpoints: BTreeMap<u16, SocketAddr>,
+    /// The neighbour in them is not this plan's matter.
+    pub endpoints: Endpoints,
     pub nat: abi::Nat,
     pub tunnel: abi::Tunnel,
 }
@@ -152,17 +154,21 @@ pub enum Write {
     },
 }
 
-/// Computes the writes from `state` to `wanted`, and the state after them.
+/// Computes the writes from `state` to `wanted`, and the state after them. Rings that are as wanted by what is `in_force`
+/// are left alone.
 ///
 /// # Errors
 /// Something does not fit; then nothing is to be written.
-pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full> {
+pub fn plan(
+    state: &State,
+    wanted: &Wanted,
+    in_force: Option<&Wanted>,
+) -> Result<(Vec<Write>, State), Full> {
     let mut next = Planner {
         state: state.clone(),
         writes: Vec::new(),
-        free_later: Vec::new(),
     };
-    next.upstreams(state, wanted)?;
+    next.upstreams(state, wanted, in_force)?;
     next.nat(wanted)?;
     next.tunnel(wanted);
     next.listeners(state, wanted)?;
@@ -173,13 +179,15 @@ pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full>
 struct Planner {
     state: State,
     writes: Vec<Write>,
-    /// Runs of pages whose rings a packet may still read until all is written.
-    free_later: Vec<abi::Upstream>,
 }
 
 impl Planner {
-    /// Endpoints, then rings, then upstreams: each before what points at it.
-    fn upstreams(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
+    fn upstreams(
+        &mut self,
+        before: &State,
+        wanted: &Wanted,
+        in_force: Option<&Wanted>,
+    ) -> Result<(), Full> {
         let in_use: BTreeSet<u32> = before.upstreams.keys().copied().collect();
         let names: Vec<&str> = wanted
             .upstreams
@@ -194,115 +202,19 @@ impl Planner {
             &in_use,
         )
         .ok_or(Full::new("upstreams", capacity))?;
-
-        let mut rings = Vec::new();
-        for upstream in &wanted.upstreams {
-            let id = self.state.names.upstreams[&upstream.name];
-            let present = self.state.upstreams.get(&id).copied();
-            rings.push((id, present, self.ring(upstream, present)?));
-        }
-        let mut pointers = Vec::new();
-        for (id, present, (slots, dead)) in rings {
-            let count = slots.len() as u32;
-            let page = match present {
-                // The same size: changed in place, slot by slot, each the old or the new endpoint.
-                Some(old) if old.slots == count => old.page,
-                _ => self.free_run(maglev::ring_pages(count))?,
-            };
-            self.writes.push(Write::Ring {
-                page,
-                slots,
-                before: present,
-                dead,
-            });
-            let entry = abi::Upstream { page, slots: count };
-            if present != Some(entry) {
-                self.free_later.extend(present);
-                self.state.upstreams.insert(id, entry);
-                pointers.push(Write::Upstream(id, entry));
-            }
-        }
-        self.writes.append(&mut pointers);
-        Ok(())
-    }
-
-    /// The owners of an upstream's slots, and who of its endpoints is dead; they get ids. A ring grows by doubling and
-    /// never shrinks, so that each of its slots knows whose flows it has.
-    fn ring(
-        &mut self,
-        upstream: &WantedUpstream,
-        present: Option<abi::Upstream>,
-    ) -> Result<(Vec<u16>, BTreeSet<u16>), Full> {
-        // Where none is healthy all are tried: whichever comes back first then serves at once.
-        let none = !upstream
-            .endpoints
+        let in_force: HashMap<&str, &WantedUpstream> = in_force
             .iter()
-            .any(|endpoint| endpoint.healthy && endpoint.weight > 0);
-        let (mut members, mut dead) = (Vec::new(), BTreeSet::new());
-        for endpoint in &upstream.endpoints {
-            let id = self.endpoint(endpoint.address)?;
-            if endpoint.healthy || none {
-                members.push(Member::new(
-                    id,
-                    address(endpoint.address.ip()),
-                    port(endpoint.address.port()),
-                    endpoint.weight,
-                ));
-            } else {
-                dead.insert(id);
-            }
-        }
-        // The size follows from what is configured, not from what is healthy: health must not move other slots.
-        let count = maglev::ring_slots(upstream.endpoints.len());
-        let count = count.max(present.map_or(0, |present| present.slots));
-        let mut slots = vec![0; count as usize];
-        maglev::fill(&mut members, &mut slots);
-        Ok((slots, dead))
-    }
-
-    /// The id of an endpoint. Ids are never given to another address: flows that nobody ended may still use them.
-    fn endpoint(&mut self, address: SocketAddr) -> Result<u16, Full> {
-        let known = self
-            .state
-            .endpoints
-            .iter()
-            .find(|(_, known)| **known == address);
-        if let Some((id, _)) = known {
-            return Ok(*id);
-        }
-        let capacity = self.state.capacity.endpoints;
-        let last = u16::try_from(capacity.saturating_sub(1)).unwrap_or(u16::MAX);
-        let free = (1..=last).find(|id| !self.state.endpoints.contains_key(id));
-        let id = free.ok_or(Full::new("endpoints", capacity))?;
-        self.state.endpoints.insert(id, address);
-        self.writes.push(Write::Endpoint(id, address));
-        Ok(id)
-    }
-
-    /// The first run of so many pages that no ring holds, nor held when this plan began.
-    fn free_run(&self, pages: u32) -> Result<u32, Full> {
-        let capacity = self.state.capacity.ring_pages;
-        let mut taken: Vec<(u32, u32)> = self
-            .state
-            .upstreams
-            .values()
-            .chain(&self.free_later)
-            .filter(|upstream| upstream.slots > 0)
-            .map(|upstream| (upstream.page, maglev::ring_pages(upstream.slots)))
+            .flat_map(|wanted| &wanted.upstreams)
+            .map(|upstream| (upstream.name.as_str(), upstream))
             .collect();
-        taken.sort_unstable();
-        let mut first = 0;
-        for (page, count) in taken {
-            if page >= first + pages {
-                break;
-            }
-            first = first.max(page + count);
-        }
-        if first + pages > capacity {
-            Err(Full::new("ring_pages", capacity))
-        } else {
-            Ok(first)
-        }
+        let others = wanted
+            .upstreams
+            .iter()
+            .filter(|upstream| in_force.get(upstream.name.as_str()) != Some(upstream));
+        let mut change = change(&self.state, others)?;
+        self.writes.append(&mut change.writes);
+        self.state.take(change);
+        Ok(())
     }
 
     fn nat(&mut self, wanted: &Wanted) -> Result<(), Full> {
@@ -514,23 +426,30 @@ fn assign(
     in_use: &BTreeSet<u32>,
 ) -> Option<Vec<u32>> {
     let mut fresh = Vec::new();
+    let mut free = free_ids(ids, &range, in_use);
     for name in names {
         if ids.contains_key(*name) {
             continue;
         }
-        let taken: BTreeSet<u32> = ids.values().copied().collect();
-        let mut id = range
-            .clone()
-            .find(|id| !taken.contains(id) && !in_use.contains(id));
-        if id.is_none() {
-            ids.retain(|known, _| names.contains(&known.as_str()));
-            let taken: BTreeSet<u32> = ids.values().copied().collect();
-            id = range.clone().find(|id| !taken.contains(id));
-        }
-        ids.insert((*name).to_owned(), id?);
-        fresh.extend(id);
+        let id = free.next().or_else(|| {
+            let wanted: HashSet<&str> = names.iter().copied().collect();
+            ids.retain(|known, _| wanted.contains(known.as_str()));
+            free = free_ids(ids, &range, &BTreeSet::new());
+            free.next()
+        })?;
+        ids.insert((*name).to_owned(), id);
+        fresh.push(id);
     }
     Some(fresh)
+}
+
+fn free_ids(
+    ids: &BTreeMap<String, u32>,
+    range: &std::ops::Range<u32>,
+    in_use: &BTreeSet<u32>,
+) -> impl Iterator<Item = u32> + use<> {
+    let taken: HashSet<u32> = ids.values().chain(in_use).copied().collect();
+    range.clone().filter(move |id| !taken.contains(id))
 }
 
 /// IPv4 first, otherwise in the order written.

@@ -20,6 +20,7 @@ use super::signal::Signals;
 use super::sockets::Sockets;
 use super::{AdminSocket, Settings};
 use crate::config::{Bundle, Config, ListenerMode, Loaded};
+use crate::control::Changes;
 use crate::control::message::{Memory, ToDaemon};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
@@ -108,6 +109,7 @@ impl Keeper {
         // What was set at run time ends with the keeper; ids live as long as the pins.
         let memory = Memory {
             runtime: Vec::new(),
+            endpoints: Changes::default(),
             ..memory.unwrap_or_default()
         };
         let look_at = held.kernel.is_some().then(Instant::now);

@@ -181,6 +181,7 @@ tree! {
     }
     upstream: Upstream {
         connect_timeout: duration[5 * S, 10 * MS, 5 * MINUTE] Live "Longest wait for a connection to an endpoint; then another, or 504.";
+        endpoints_max: count[4096, 1, 65_536] Live "Endpoints of one upstream up to which commands may add to it.";
         failed_hold: duration[10 * S, 0, HOUR] Live "How long an endpoint that refused a connection is left out while another one is there.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";

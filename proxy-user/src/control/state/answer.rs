@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::{Control, is_healthy};
+use super::Control;
 use crate::config::Diagnostic;
 use crate::control::bans::OPERATOR;
 use crate::control::message::ToKeeper;
@@ -43,6 +43,9 @@ impl Control {
                     drop(way_back.send(Err(vec![Diagnostic::error(format!("{error:#}"))])))
                 }
             },
+            Request::Endpoint(request, arrived, way_back) => {
+                let _ = way_back.send(self.change_endpoint(&request, arrived));
+            }
             Request::Limits(way_back) => {
                 let tunables = self.tunables();
                 let limits = (
@@ -102,8 +105,7 @@ impl Control {
             });
         }
         if let Some(datapath) = &mut self.datapath {
-            let healthy = |upstream, address| is_healthy(&snapshot, upstream, address);
-            if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
+            if let Err(error) = datapath.apply(&snapshot) {
                 log::error!("the kernel half keeps its limits: {error:#}");
             }
         }
@@ -136,7 +138,7 @@ impl Control {
                     let upstreams = self
                         .snapshot
                         .iter()
-                        .flat_map(|snapshot| &snapshot.config.upstreams);
+                        .flat_map(|snapshot| snapshot.upstreams.iter());
                     for upstream in upstreams {
                         for endpoint in &upstream.endpoints {
                             let Some((packets, bytes)) = counts.endpoints.get(&endpoint.address)
@@ -164,6 +166,7 @@ impl Control {
         let facts = Facts {
             start: &self.start,
             snapshot: self.snapshot.as_deref(),
+            changes: &self.changes,
             registry: &self.registry,
             uptime: self.started.elapsed().unwrap_or_default(),
             bans: self.bans.count(),

@@ -1,6 +1,6 @@
 //! Which endpoints are left out because calls to them failed, and how they come back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,33 +10,32 @@ use crate::control::ejections::{Counts, Ejections, Key};
 use crate::datapath::Writer;
 use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
-use crate::upstream::{Endpoint, SHARE_WHOLE, Upstream};
-
-/// Steps in which the rings of the kernel half follow an endpoint that starts slowly.
-const STEPS: u32 = 10;
+use crate::upstream::{Endpoint, Upstream};
 
 /// An endpoint, and what its upstream says of calls that fail.
 struct Judged<'s> {
+    /// Of the upstream.
+    index: usize,
     upstream: &'s Upstream,
     endpoint: &'s Endpoint,
     rule: &'s Eject,
 }
 
 impl Judged<'_> {
-    fn key(&self) -> Key {
-        (self.upstream.name.clone(), self.endpoint.address)
+    fn key(&self) -> Key<'_> {
+        (&self.upstream.name, self.endpoint.address)
     }
 }
 
 /// Endpoints whose upstream has a rule.
 fn judged(snapshot: &Snapshot) -> impl Iterator<Item = Judged<'_>> {
-    let with_rule = snapshot
-        .upstreams
-        .iter()
-        .filter_map(|upstream| Some((upstream, upstream.health.eject.as_ref()?)));
-    with_rule.flat_map(|(upstream, rule)| {
+    let upstreams = snapshot.upstreams.iter().enumerate();
+    let with_rule = upstreams
+        .filter_map(|(index, upstream)| Some((index, upstream, upstream.health.eject.as_ref()?)));
+    with_rule.flat_map(|(index, upstream, rule)| {
         let endpoints = upstream.endpoints.iter();
         endpoints.map(move |endpoint| Judged {
+            index,
             upstream,
             endpoint,
             rule,
@@ -67,10 +66,11 @@ impl Control {
         };
         let now = Instant::now();
         let failed = judged(&snapshot).filter(|one| addresses.contains(&one.endpoint.address));
-        let ejected = failed.filter(|one| self.judge(one, now)).count();
-        if ejected > 0 {
-            self.choose_endpoints();
-        }
+        let ejected = failed.filter(|one| self.judge(one, now));
+        let changed: BTreeSet<usize> = ejected.map(|one| one.index).collect();
+        changed
+            .into_iter()
+            .for_each(|upstream| self.choose_endpoints(upstream));
     }
 
     /// Once a second: whose time is over comes back, whoever fails too large a share of its calls is left out, and the
@@ -86,27 +86,34 @@ impl Control {
                 ended: one.endpoint.ended(),
                 failed: one.endpoint.failed(),
             };
-            self.ejections.count_calls(&one.key(), one.rule, calls, now);
-            changed |= self.judge(&one, now);
+            self.ejections.count_calls(one.key(), one.rule, calls, now);
+            if self.judge(&one, now) {
+                changed.insert(one.index);
+            }
         }
-        changed |= self.judge_flows(&snapshot, now);
+        changed.append(&mut self.judge_flows(&snapshot, now));
         let steps = steps(&snapshot, now_ns());
-        changed |= steps != self.steps;
-        self.steps = steps;
-        if changed {
-            self.choose_endpoints();
+        for (upstream, steps) in &steps {
+            if self.steps.get(upstream) != Some(steps) {
+                changed.insert(*upstream);
+            }
         }
+        self.steps = steps;
+        changed
+            .into_iter()
+            .for_each(|upstream| self.choose_endpoints(upstream));
     }
 
-    /// Judges endpoints by what became of the flows that NAT opened to them; whether one was left out.
-    fn judge_flows(&mut self, snapshot: &Snapshot, now: Instant) -> bool {
+    /// Judges endpoints by what became of the flows that NAT opened to them. Upstreams of which one was left out.
+    fn judge_flows(&mut self, snapshot: &Snapshot, now: Instant) -> BTreeSet<usize> {
+        let mut changed = BTreeSet::new();
         let signs = match self.datapath.as_ref().map(Writer::endpoint_signs) {
             Some(Ok(signs)) => signs,
             Some(Err(error)) => {
                 log::error!("cannot read what became of flows: {error:#}");
-                return false;
+                return changed;
             }
-            None => return false,
+            None => return changed,
         };
         let mut flows = Vec::new();
         let forwarded = forwarded_by_nat(&snapshot.config);
@@ -120,31 +127,33 @@ impl Control {
             };
             let lately = self
                 .ejections
-                .count_flows(&one.key(), one.rule, since_ever, now);
+                .count_flows(one.key(), one.rule, since_ever, now);
             flows.push((one, lately));
         }
-        let mut all = HashMap::<&str, Counts>::new();
+        let mut all = HashMap::<usize, Counts>::new();
         for (one, lately) in &flows {
-            let sum = all.entry(&one.upstream.name).or_default();
+            let sum = all.entry(one.index).or_default();
             sum.ended += lately.ended;
             sum.failed += lately.failed;
         }
-        let judge = |(one, lately): &(Judged<'_>, Counts)| {
-            let all = all[one.upstream.name.as_str()];
+        for (one, lately) in &flows {
+            let all = all[&one.index];
             let others = Counts {
                 ended: all.ended - lately.ended,
                 failed: all.failed - lately.failed,
             };
             let reason = Ejections::flows_reason(*lately, others, one.rule);
-            reason.is_some_and(|reason| self.leave_out(one, &reason, now))
-        };
-        flows.iter().map(judge).filter(|ejected| *ejected).count() > 0
+            if reason.is_some_and(|reason| self.leave_out(one, &reason, now)) {
+                changed.insert(one.index);
+            }
+        }
+        changed
     }
 
     /// Leaves an endpoint out if calls to it failed in a way that its rule names; whether it did.
     fn judge(&mut self, one: &Judged<'_>, now: Instant) -> bool {
         let failures = one.endpoint.failures();
-        let reason = self.ejections.reason(&one.key(), one.rule, failures);
+        let reason = self.ejections.reason(one.key(), one.rule, failures);
         reason.is_some_and(|reason| self.leave_out(one, &reason, now))
     }
 
@@ -154,6 +163,7 @@ impl Control {
             upstream,
             endpoint,
             rule,
+            ..
         } = one;
         if !endpoint.is_healthy() {
             return false;
@@ -164,14 +174,14 @@ impl Control {
         if !upstream.can_spare(endpoint, rule.share_percent_max) {
             endpoint.eject(false);
             metrics.spare();
-            if self.ejections.spare(&key, rule, now) {
+            if self.ejections.spare(key, rule, now) {
                 log::warn!(
                     "not ejected, because too few would be left: upstream={name} endpoint={address} reason={reason:?}"
                 );
             }
             return false;
         }
-        let duration = self.ejections.eject(&key, rule, now);
+        let duration = self.ejections.eject(key, rule, now);
         endpoint.eject(true);
         metrics.eject(true);
         log::warn!(
@@ -181,26 +191,27 @@ impl Control {
         true
     }
 
-    /// Endpoints whose time is over; whether there are any.
-    fn take_in_again(&mut self, snapshot: &Snapshot, now: Instant) -> bool {
-        let over: HashSet<Key> = self.ejections.over(now).into_iter().collect();
+    /// Takes in again whose time is over. Their upstreams.
+    fn take_in_again(&mut self, snapshot: &Snapshot, now: Instant) -> BTreeSet<usize> {
+        let over: HashSet<(String, SocketAddr)> = self.ejections.over(now).into_iter().collect();
+        let mut changed = BTreeSet::new();
         if over.is_empty() {
-            return false;
+            return changed;
         }
-        for one in judged(snapshot).filter(|one| over.contains(&one.key())) {
-            self.readmit(one.upstream, one.endpoint);
+        for one in judged(snapshot) {
+            if over.contains(&(one.upstream.name.clone(), one.endpoint.address)) {
+                self.readmit(one.upstream, one.endpoint);
+                changed.insert(one.index);
+            }
         }
-        true
+        changed
     }
 
     /// A probe found that an endpoint lives again. Whoever died and came back needs no more time, but one whose probe was
     /// well all the while calls to it failed does.
     pub(super) fn revive(&mut self, upstream: &Upstream, endpoint: &Endpoint) {
         endpoint.welcome(now_ns());
-        if self
-            .ejections
-            .end(&(upstream.name.clone(), endpoint.address))
-        {
+        if self.ejections.end((&upstream.name, endpoint.address)) {
             self.readmit(upstream, endpoint);
         }
     }
@@ -238,43 +249,60 @@ impl Control {
         }
     }
 
-    /// A snapshot comes into force after another one: what came with it begins slowly, and what is no more is forgotten.
-    pub(super) fn adopt_health(&mut self, snapshot: &Snapshot) {
+    /// A snapshot is about to come into force: what the one in force did not have begins slowly.
+    pub(super) fn welcome(&self, snapshot: &Snapshot) {
+        let before = self.snapshot.iter();
+        let before: HashMap<&str, &Upstream> = before
+            .flat_map(|before| before.upstreams.iter())
+            .map(|upstream| (upstream.name.as_str(), upstream.as_ref()))
+            .collect();
         for upstream in snapshot.upstreams.iter() {
-            let mut before = self.snapshot.iter().flat_map(|before| &*before.upstreams);
-            if let Some(before) = before.find(|before| before.name == upstream.name) {
+            if let Some(before) = before.get(upstream.name.as_str()) {
                 upstream.welcome(before, now_ns());
             }
-            let has_rule = upstream.health.eject.is_some();
-            for endpoint in &upstream.endpoints {
-                if endpoint.is_ejected() && !has_rule {
-                    self.readmit(upstream, endpoint);
-                }
-            }
-            upstream.settle();
-            if upstream.panics() != self.registry.upstream(&upstream.name).panics() {
-                self.note_panic(upstream);
-            }
         }
-        let known: HashSet<Key> = judged(snapshot).map(|one| one.key()).collect();
-        self.ejections.keep(|key| known.contains(key));
+    }
+
+    /// It comes into force: what is no more is forgotten.
+    pub(super) fn adopt_all(&mut self, snapshot: &Snapshot) {
+        let upstreams = snapshot.upstreams.iter();
+        let names: HashSet<&str> = upstreams.map(|upstream| upstream.name.as_str()).collect();
+        self.ejections.keep_upstreams(|name| names.contains(name));
+        for upstream in snapshot.upstreams.iter() {
+            self.adopt(upstream);
+        }
+    }
+
+    /// The same for one upstream.
+    pub(super) fn adopt(&mut self, upstream: &Upstream) {
+        let endpoints = upstream.endpoints.iter();
+        let known: HashSet<SocketAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+        self.ejections.keep(&upstream.name, &known);
+        if upstream.health.eject.is_none() {
+            let mut endpoints = upstream.endpoints.iter();
+            while let Some(out) = endpoints.find(|endpoint| endpoint.is_ejected()) {
+                self.readmit(upstream, out);
+            }
+            self.ejections.keep(&upstream.name, &HashSet::new());
+        }
+        upstream.settle();
+        if upstream.panics() != self.registry.upstream(&upstream.name).panics() {
+            self.note_panic(upstream);
+        }
     }
 }
 
-/// How far endpoints that start slowly have come, in the order of the configuration.
-fn steps(snapshot: &Snapshot, now_ns: u64) -> Vec<u32> {
+/// How far endpoints have come, of each upstream where they start slowly.
+fn steps(snapshot: &Snapshot, now_ns: u64) -> BTreeMap<usize, Vec<u32>> {
     let slow = snapshot
         .upstreams
         .iter()
-        .filter(|upstream| !upstream.health.slow_start.is_zero());
-    let steps = slow.flat_map(|upstream| {
+        .enumerate()
+        .filter(|(_, upstream)| !upstream.health.slow_start.is_zero());
+    let steps = slow.map(|(index, upstream)| {
         let endpoints = upstream.endpoints.iter();
-        endpoints.map(|endpoint| step(upstream.share(endpoint, now_ns)))
+        let steps = endpoints.map(|endpoint| upstream.step(endpoint, now_ns));
+        (index, steps.collect())
     });
     steps.collect()
-}
-
-/// A share of a weight, rounded to the steps in which rings follow it; at least one.
-fn step(share: u32) -> u32 {
-    (share * STEPS / SHARE_WHOLE).max(1)
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::{Control, is_healthy};
+use super::Control;
 use crate::config::PolicyKind;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
@@ -128,17 +128,29 @@ impl Control {
                 answer.reason
             ),
         }
-        self.choose_endpoints();
+        self.choose_endpoints(index);
     }
 
-    /// Lets the kernel half forward to the endpoints that are healthy and reached now.
-    pub(super) fn choose_endpoints(&mut self) {
+    /// Lets the kernel half forward to the endpoints of an upstream, by its index, that are healthy and reached now.
+    pub(super) fn choose_endpoints(&mut self, upstream: usize) {
         let (Some(datapath), Some(snapshot)) = (&mut self.datapath, &self.snapshot) else {
             return;
         };
-        let healthy = |upstream, address| is_healthy(snapshot, upstream, address);
-        if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
-            log::error!("the rings keep their endpoints: {error:#}");
+        if let Err(error) = datapath.change(snapshot, upstream) {
+            log::error!("a ring keeps its endpoints: {error:#}");
+        }
+    }
+
+    /// The same of all upstreams that have an endpoint of one of these addresses.
+    pub(super) fn choose_where_moved(&mut self, moved: &HashSet<IpAddr>) {
+        let Some(snapshot) = self.snapshot.clone().filter(|_| !moved.is_empty()) else {
+            return;
+        };
+        for (index, upstream) in snapshot.upstreams.iter().enumerate() {
+            let mut endpoints = upstream.endpoints.iter();
+            if endpoints.any(|endpoint| moved.contains(&endpoint.address.ip())) {
+                self.choose_endpoints(index);
+            }
         }
     }
 
@@ -171,9 +183,9 @@ impl Control {
         self.look_for_lost();
         self.look_after_endpoints();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
-            Some(Ok(true)) => self.choose_endpoints(),
+            Some(Ok(moved)) => self.choose_where_moved(&moved),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),
-            Some(Ok(false)) | None => {}
+            None => {}
         }
     }
 }

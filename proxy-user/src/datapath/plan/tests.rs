@@ -97,7 +97,7 @@ fn empty() -> State {
         names: Names::default(),
         listeners: BTreeMap::new(),
         upstreams: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
+        endpoints: Endpoints::default(),
         nat: bytemuck::Zeroable::zeroed(),
         tunnel: bytemuck::Zeroable::zeroed(),
     }
@@ -144,7 +144,7 @@ fn nat() -> Option<WantedNat> {
 }
 
 fn planned(state: &State, wanted: &Wanted) -> (Vec<Write>, State) {
-    plan(state, wanted).unwrap_or_else(|full| panic!("{full}"))
+    plan(state, wanted, None).unwrap_or_else(|full| panic!("{full}"))
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn ids_stay_with_their_names_and_endpoints_over_changes_and_absence() {
     assert_eq!(third.names.listeners["a"], first.names.listeners["a"]);
     assert_eq!(third.names.listeners["b"], first.names.listeners["b"]);
     assert_ne!(third.names.listeners["c"], first.names.listeners["a"]);
-    for (id, address) in &first.endpoints {
-        assert_eq!(third.endpoints[id], *address);
+    for (id, address) in first.endpoints.iter() {
+        assert_eq!(third.endpoints.find(address), Some(id));
     }
 }
 
@@ -237,7 +237,7 @@ fn what_does_not_fit_is_refused_with_its_name() {
     let mut small = empty();
     small.capacity.nat_flows = 1000;
     assert_eq!(
-        plan(&small, &wanted)
+        plan(&small, &wanted, None)
             .map_err(|full| (full.what, full.needed))
             .err(),
         Some(("nat_flows", Some(160_000)))
@@ -247,7 +247,9 @@ fn what_does_not_fit_is_refused_with_its_name() {
     wanted.listeners = (0..17).map(|n| forward("a", 1000 + n, 0)).collect();
     wanted.upstreams = vec![upstream("x", [1])];
     assert_eq!(
-        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        plan(&empty(), &wanted, None)
+            .map_err(|full| full.what)
+            .err(),
         Some("listeners")
     );
 
@@ -256,7 +258,9 @@ fn what_does_not_fit_is_refused_with_its_name() {
         .collect();
     wanted.upstreams = (0..9).map(|n| upstream(&format!("u{n}"), [1])).collect();
     assert_eq!(
-        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        plan(&empty(), &wanted, None)
+            .map_err(|full| full.what)
+            .err(),
         Some("upstreams")
     );
 
@@ -265,14 +269,14 @@ fn what_does_not_fit_is_refused_with_its_name() {
     wanted.listeners = vec![forward("a", 80, 0)];
     wanted.upstreams = vec![upstream("x", [1, 2, 3])];
     assert_eq!(
-        plan(&few, &wanted).map_err(|full| full.what).err(),
+        plan(&few, &wanted, None).map_err(|full| full.what).err(),
         Some("endpoints")
     );
 
     few = empty();
     few.capacity.ring_pages = 0;
     assert_eq!(
-        plan(&few, &wanted).map_err(|full| full.what).err(),
+        plan(&few, &wanted, None).map_err(|full| full.what).err(),
         Some("ring_pages")
     );
 }

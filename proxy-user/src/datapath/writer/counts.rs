@@ -64,11 +64,11 @@ impl Writer {
                 .listeners
                 .push((name.clone(), traffic.packets, traffic.bytes));
         }
-        for (id, at) in &self.state.endpoints {
-            let traffic = traffic(&self.endpoint_traffic, u32::from(*id))?;
+        for (id, at) in self.state.endpoints.iter() {
+            let traffic = traffic(&self.endpoint_traffic, u32::from(id))?;
             counts
                 .endpoints
-                .insert(*at, (traffic.packets, traffic.bytes));
+                .insert(at, (traffic.packets, traffic.bytes));
         }
         counts
             .rule_drops
@@ -89,8 +89,8 @@ impl Writer {
     /// The system refuses to read.
     pub fn endpoint_signs(&self) -> Result<BTreeMap<SocketAddr, Signs>> {
         let mut all = BTreeMap::new();
-        for (id, at) in &self.state.endpoints {
-            all.insert(*at, signs(&self.endpoint_signs, u32::from(*id))?);
+        for (id, at) in self.state.endpoints.iter() {
+            all.insert(at, signs(&self.endpoint_signs, u32::from(id))?);
         }
         Ok(all)
     }
