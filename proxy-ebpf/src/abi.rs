@@ -12,7 +12,7 @@ pub use nat::{Nat, NatFlow, flow_state};
 pub use ring::{RING_PAGE_SLOTS, RingPage, Slot, StampPage, stamp};
 
 /// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
 pub mod name {
@@ -60,6 +60,8 @@ pub mod name {
     pub const LISTENER_TRAFFIC: &str = "listener_traffic";
     /// Per-CPU array of `Traffic`, by endpoint id: packets sent to it.
     pub const ENDPOINT_TRAFFIC: &str = "endpoint_traffic";
+    /// Per-CPU array of `Signs`, by endpoint id: what became of flows that NAT opened to it.
+    pub const ENDPOINT_SIGNS: &str = "endpoint_signs";
     /// Array of u64, mmapable: the rate cells that XDP and workers both spend from (see `bucket`).
     pub const CELLS: &str = "cells";
     /// Hash of `SteerKey` to u32: the first index of a listener's sockets in `SOCKETS`.
@@ -71,7 +73,7 @@ pub mod name {
     /// Program array: index 0 is the program `RARE`.
     pub const PROGRAMS: &str = "programs";
     /// Every map.
-    pub const MAPS: [&str; 27] = [
+    pub const MAPS: [&str; 28] = [
         ABI,
         PORTS,
         LISTENERS4,
@@ -94,6 +96,7 @@ pub mod name {
         VERDICTS,
         LISTENER_TRAFFIC,
         ENDPOINT_TRAFFIC,
+        ENDPOINT_SIGNS,
         CELLS,
         STEER,
         SOCKETS,
@@ -486,6 +489,20 @@ pub struct Traffic {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Traffic>() == 16);
+
+/// What became of the flows that NAT opened to an endpoint. Each is answered or refused at most once, by what comes back
+/// first; one that is neither still waits, or nobody is there. A connection that follows another one from the same
+/// client port counts as a flow of its own.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Signs {
+    pub opened: u64,
+    /// The first packet back was no RST.
+    pub answered: u64,
+    /// It was a RST, or the endpoint's own host said by ICMP that it is not reached there.
+    pub refused: u64,
+}
+const _: () = assert!(size_of::<Signs>() == 24);
 
 /// Address and port that a group of SO_REUSEPORT sockets is bound to: `0.0.0.0` is the v4-mapped one, `[::]`
 /// is all zero, also for the IPv4 connections of a socket that takes both.

@@ -229,8 +229,14 @@ impl Caller {
         Err(error)
     }
 
-    /// The call has brought a whole response; its connection can serve another one if both sides let it live.
-    pub fn succeed(&self, call: Call<'_>, keep_alive: bool, idle_max: usize) {
+    /// The call has brought a whole response; its connection can serve another one if both sides let it live. `is_good`
+    /// says whether the response itself speaks for the endpoint.
+    pub fn succeed(&self, call: Call<'_>, is_good: bool, keep_alive: bool, idle_max: usize) {
+        if is_good {
+            call.endpoint.praise();
+        } else {
+            self.blame(call.endpoint, call.metrics, call.active);
+        }
         if keep_alive {
             self.pool.release(call.connection, idle_max, net::now());
         }
@@ -243,6 +249,7 @@ impl Caller {
 
     fn blame(&self, endpoint: &Endpoint, metrics: &metric::Endpoint, active: Active<'_>) {
         active.fail(net::now().as_ns());
+        endpoint.blame();
         metrics.of(self.worker).failures.add(1);
         self.reports.send(Report::EndpointFailed {
             address: endpoint.address,

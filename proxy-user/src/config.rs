@@ -11,11 +11,13 @@ mod datapath;
 pub mod diagnostic;
 mod field;
 mod forwarding;
+mod health;
 mod listener;
 mod load;
 mod names;
 mod pattern;
 mod policy;
+mod probe;
 mod problem;
 mod route;
 mod settings;
@@ -37,7 +39,9 @@ use sha2::{Digest, Sha256};
 pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
+pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
+pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
@@ -404,6 +408,7 @@ pub struct Upstream {
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
+    pub health: Health,
     pub at: Origin,
 }
 
@@ -420,6 +425,7 @@ impl Upstream {
             sticky: None,
             endpoints,
             probe: None,
+            health: Health::default(),
             at: Origin::Default,
         }
     }
@@ -518,26 +524,6 @@ impl Endpoint {
             calls_max: None,
         }
     }
-}
-
-/// The question whose answer is an endpoint's health.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Probe {
-    pub kind: ProbeKind,
-    pub interval: Duration,
-    pub timeout: Duration,
-    /// Good answers in a row until an endpoint is believed healthy again.
-    pub rise: u32,
-    /// Bad answers in a row until it is believed dead.
-    pub fall: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// A connection is accepted.
-    Tcp,
-    /// GET of this path is answered with 2xx or 3xx.
-    Http { path: String },
 }
 
 impl fmt::Display for ListenAddress {

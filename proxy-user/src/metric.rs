@@ -212,6 +212,9 @@ impl Route {
 pub struct Endpoint {
     shards: Sharded<EndpointShard>,
     healthy: AtomicBool,
+    ejected: AtomicBool,
+    ejections: AtomicU64,
+    ejections_spared: AtomicU64,
 }
 
 /// One worker's part of an endpoint.
@@ -244,6 +247,38 @@ impl Endpoint {
     pub fn believe(&self, healthy: bool) {
         self.healthy.store(healthy, Relaxed);
     }
+
+    /// Counts an ejection, or notes its end; control's thread only.
+    pub fn eject(&self, ejected: bool) {
+        self.ejected.store(ejected, Relaxed);
+        self.ejections.fetch_add(u64::from(ejected), Relaxed);
+    }
+
+    /// Counts an ejection that was not done, because too few endpoints would have been left.
+    pub fn spare(&self) {
+        self.ejections_spared.fetch_add(1, Relaxed);
+    }
+}
+
+/// What is counted for one upstream.
+#[derive(Debug, Default)]
+pub struct Upstream {
+    panics: AtomicBool,
+    panicked: AtomicU64,
+}
+
+impl Upstream {
+    /// Notes whether health is ignored for want of healthy endpoints, and counts how often that began.
+    pub fn panic(&self, panics: bool) {
+        let before = self.panics.swap(panics, Relaxed);
+        self.panicked
+            .fetch_add(u64::from(panics && !before), Relaxed);
+    }
+
+    /// Health is ignored.
+    pub fn panics(&self) -> bool {
+        self.panics.load(Relaxed)
+    }
 }
 
 /// What control counts and notes: rare, so plain atomics that any thread may write.
@@ -270,6 +305,7 @@ pub struct Registry {
     listeners: Series<[String; 1], Listener>,
     routes: Series<[String; 2], Route>,
     endpoints: Series<[String; 2], Endpoint>,
+    upstreams: Series<[String; 1], Upstream>,
 }
 
 type Series<K, V> = Mutex<BTreeMap<K, Arc<V>>>;
@@ -283,6 +319,7 @@ impl Registry {
             listeners: Mutex::default(),
             routes: Mutex::default(),
             endpoints: Mutex::default(),
+            upstreams: Mutex::default(),
         }
     }
 
@@ -312,12 +349,20 @@ impl Registry {
         let made = || Endpoint {
             shards: Sharded::new(self.workers.len()),
             healthy: AtomicBool::new(true),
+            ejected: AtomicBool::new(false),
+            ejections: AtomicU64::new(0),
+            ejections_spared: AtomicU64::new(0),
         };
         registered(
             &self.endpoints,
             [upstream.to_owned(), endpoint.to_owned()],
             made,
         )
+    }
+
+    /// What is counted for an upstream, made when its name is new.
+    pub fn upstream(&self, upstream: &str) -> Arc<Upstream> {
+        registered(&self.upstreams, [upstream.to_owned()], Upstream::default)
     }
 
     /// Everything as Prometheus reads it (OpenMetrics 1.0 text), with what only others can know.

@@ -1,6 +1,7 @@
 //! The origins' side at run time: endpoints, whom to ask next, and who is believed to live.
 
 mod balance;
+mod choose;
 mod endpoint;
 mod group;
 mod health;
@@ -14,6 +15,7 @@ mod sticky;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::config::{self, Balance, Config, Hashing, PathMatch};
 use crate::message::RequestHead;
@@ -21,9 +23,18 @@ use endpoint::Total;
 use group::Group;
 use sticky::Sticky;
 
-pub use endpoint::{Active, Endpoint};
+pub use choose::{Ask, Choice, Entry, Wish};
+pub use endpoint::{Active, Endpoint, SHARE_WHOLE};
 pub use health::{Belief, Health};
 pub use queue::{Place, Queue, QueueFacts};
+
+/// Steps in which rings follow a slow start.
+const STEPS: u32 = 10;
+
+/// What an upstream needs when few of its endpoints are healthy.
+const NO_NEED: u8 = 0;
+const IS_HELPED: u8 = 1;
+const IGNORES_HEALTH: u8 = 2;
 
 /// A named set of endpoints.
 #[derive(Debug)]
@@ -31,9 +42,13 @@ pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
     balance: Balance,
-    /// Those of every day, then those that stand in for them.
-    groups: [Option<Group>; 2],
+    /// Those of every day, those that stand in for them, and where there are such, all together.
+    groups: [Option<Group>; 3],
     sticky: Option<Sticky>,
+    pub health: config::Health,
+    /// What [`Upstream::settle`] found.
+    need: AtomicU8,
+    slow_start_ns: u64,
     /// Calls under way at a time, over all workers.
     pub calls_max: Option<u32>,
     has_limits: bool,
@@ -42,51 +57,6 @@ pub struct Upstream {
     counts_total: bool,
     total: Arc<Total>,
 }
-
-/// What of a request has a say in whom it is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
-    /// What is hashed, as a number; 0 where nothing is.
-    pub key: u64,
-    /// The endpoint that its sticky cookie names.
-    pub endpoint: Option<usize>,
-}
-
-/// What a choice depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    pub worker: usize,
-    /// One that just failed.
-    pub avoid: Option<usize>,
-    /// Any number that nobody can foresee.
-    pub random: u64,
-    /// CLOCK_MONOTONIC.
-    pub now_ns: u64,
-    pub wish: Wish,
-}
-
-/// Whom a request is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// The index of an endpoint.
-    Endpoint(usize),
-    /// There are endpoints for it, and none may have one more call now.
-    Full,
-    /// No endpoint is healthy, or none takes new work.
-    Nobody,
-}
-
-/// What came of asking for room.
-#[derive(Debug)]
-pub enum Entry<'u> {
-    /// A call to the endpoint of this index has begun.
-    Begun(usize, Active<'u>),
-    Full,
-    Nobody,
-}
-
-/// How often the last room at an endpoint may be lost to another worker before it is called full.
-const RACES_MAX: usize = 8;
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
 /// same name (health, counters) goes on, however weights and order change. `seed` is what sticky cookies are made with where
@@ -131,7 +101,10 @@ impl Upstream {
             endpoint
         }))
         .collect();
-        let group = |is_backup| Group::new(&config.endpoints, is_backup, &config.balance, workers);
+        let has_backups = config.endpoints.iter().any(|endpoint| endpoint.is_backup);
+        let group = |has: fn(&config::Endpoint) -> bool| {
+            Group::new(&config.endpoints, has, &config.balance, workers)
+        };
         let sticky = config.sticky.as_ref().map(|sticky| {
             let addresses = config.endpoints.iter().map(|endpoint| &endpoint.address);
             Sticky::new(sticky, &config.name, addresses, seed)
@@ -147,18 +120,28 @@ impl Upstream {
                 ..
             })
         );
-        Self {
+        let slow_start_ns = u64::try_from(config.health.slow_start.as_nanos());
+        let upstream = Self {
             name: config.name.clone(),
             endpoints,
             balance: config.balance.clone(),
-            groups: [group(false), group(true)],
+            groups: [
+                group(|endpoint| !endpoint.is_backup),
+                group(|endpoint| endpoint.is_backup),
+                has_backups.then(|| group(|_| true)).flatten(),
+            ],
             sticky,
+            health: config.health.clone(),
+            need: AtomicU8::new(0),
+            slow_start_ns: slow_start_ns.unwrap_or(u64::MAX),
             calls_max: config.calls_max,
             has_limits,
             waiting: config.queue,
             counts_total: has_limits || is_bounded,
             total: previous.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.total)),
-        }
+        };
+        upstream.settle();
+        upstream
     }
 
     /// What a request of this client on a route with this path wishes for.
@@ -202,87 +185,92 @@ impl Upstream {
         self.endpoints.iter().map(Endpoint::active).sum()
     }
 
-    /// Begins a call to the endpoint that is chosen, if there is room for it.
-    pub fn enter(&self, ask: &Ask) -> Entry<'_> {
-        for _ in 0..RACES_MAX {
-            let index = match self.choose(ask) {
-                Choice::Endpoint(index) => index,
-                Choice::Full => return Entry::Full,
-                Choice::Nobody => return Entry::Nobody,
-            };
-            let total = self.counts_total.then_some(&*self.total);
-            if total.is_some_and(|total| total.begin(self.calls_max).is_none()) {
-                return Entry::Full;
-            }
-            if let Some(mut active) = self.endpoints[index].begin(ask.worker, ask.now_ns) {
-                active.total = total;
-                return Entry::Begun(index, active);
-            }
-            // Another worker took the last room in between.
-            total.iter().for_each(|total| total.end());
-        }
-        Entry::Full
+    /// The endpoint of this address.
+    pub fn find(&self, address: SocketAddr) -> Option<&Endpoint> {
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.address == address)
     }
 
-    /// The endpoint for the next call of a worker.
+    /// Looks whether so few endpoints of every day are healthy that all the work would take these down too: then those that
+    /// stand in help, and where there are none of these that are healthy, health is ignored. Whether the latter has changed;
+    /// to be asked after each change of a belief.
     ///
-    /// The one of the sticky cookie, as long as it lives. Else one of every day by the way of balancing, and while there is
-    /// none, one that stands in. One that just failed, and one that is on hold (see [`Endpoint::hold`]) because it failed
-    /// not long ago, are taken only if there is no other.
-    pub fn choose(&self, ask: &Ask) -> Choice {
-        let is_healthy = |index: usize| self.endpoints[index].health().is_healthy();
-        let is_held = |index: usize| self.endpoints[index].is_held(ask.now_ns);
-        let is_failed = |index: usize| Some(index) == ask.avoid;
-        let has_room = |index: usize| self.endpoints[index].has_room();
-        let stay = ask.wish.endpoint;
-        if let Some(index) =
-            stay.filter(|index| is_healthy(*index) && !is_held(*index) && !is_failed(*index))
-        {
-            return match has_room(index) {
-                true => Choice::Endpoint(index),
-                false => Choice::Full,
-            };
-        }
-        for takes_held in [false, true] {
-            for group in self.groups.iter().flatten() {
-                let is_usable = |index: usize| {
-                    group.has(&self.endpoints[index])
-                        && is_healthy(index)
-                        && !is_failed(index)
-                        && (takes_held || !is_held(index))
-                };
-                let chosen =
-                    self.choose_of(group, ask, &|index| is_usable(index) && has_room(index));
-                if let Some(index) = chosen {
-                    return Choice::Endpoint(index);
-                }
-                if self.has_limits && (0..self.endpoints.len()).any(is_usable) {
-                    return Choice::Full;
-                }
+    /// Where none is healthy there is nobody left to relieve, and a quick refusal serves clients better.
+    pub fn settle(&self) -> bool {
+        let working = |is_backup| {
+            let endpoints = self.endpoints.iter();
+            endpoints.filter(move |endpoint| endpoint.weight > 0 && endpoint.is_backup == is_backup)
+        };
+        let healthy = |is_backup| working(is_backup).filter(|one| one.is_healthy()).count() as u64;
+        let wanted = working(false).count() as u64 * u64::from(self.health.panic_percent);
+        let is_short = healthy(false) > 0 && healthy(false) * 100 < wanted;
+        let need = match (is_short, healthy(true)) {
+            (false, _) => NO_NEED,
+            (true, 0) => IGNORES_HEALTH,
+            (true, _) => IS_HELPED,
+        };
+        let before = self.need.swap(need, Relaxed);
+        (before == IGNORES_HEALTH) != (need == IGNORES_HEALTH)
+    }
+
+    /// Health is ignored, because too few endpoints have it.
+    pub fn panics(&self) -> bool {
+        self.need.load(Relaxed) == IGNORES_HEALTH
+    }
+
+    /// Those that stand in take part, because too few others are healthy.
+    pub fn is_helped(&self) -> bool {
+        self.need.load(Relaxed) == IS_HELPED
+    }
+
+    /// An endpoint can be ejected: at most this share of all is out by that, and a healthy one is left.
+    pub fn can_spare(&self, endpoint: &Endpoint, share_percent_max: u32) -> bool {
+        let working = || self.endpoints.iter().filter(|endpoint| endpoint.weight > 0);
+        let out = working().filter(|endpoint| endpoint.is_ejected()).count() as u64 + 1;
+        let is_other = |other: &&Endpoint| other.address != endpoint.address && other.is_healthy();
+        out * 100 <= working().count() as u64 * u64::from(share_percent_max)
+            && working().any(|other| is_other(&other))
+    }
+
+    /// This endpoint of it may be given work, as far as beliefs go.
+    pub fn believes_in(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_healthy() || (!endpoint.is_backup && self.panics())
+    }
+
+    /// An answer of this status speaks against the endpoint that gave it.
+    pub fn blames(&self, status: u16) -> bool {
+        let eject = self.health.eject.as_ref();
+        eject.is_some_and(|eject| eject.status.has(status))
+    }
+
+    /// Endpoints that the generation before did not have begin slowly; those of a first generation have no others to lean on.
+    pub fn welcome(&self, previous: &Self, now_ns: u64) {
+        for endpoint in &self.endpoints {
+            let known = |earlier: &Endpoint| earlier.address == endpoint.address;
+            if !previous.endpoints.iter().any(known) {
+                endpoint.welcome(now_ns);
             }
         }
-        let is_last = |index: &usize| is_healthy(*index) && self.endpoints[*index].weight > 0;
-        match ask.avoid.filter(is_last) {
-            Some(index) if has_room(index) => Choice::Endpoint(index),
-            Some(_) => Choice::Full,
-            None => Choice::Nobody,
+    }
+
+    /// Thousandths of its weight that an endpoint of it takes part with now: less than all for a while after it came back.
+    pub fn share(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        match self.slow_start_ns {
+            0 => SHARE_WHOLE,
+            slow_start_ns => endpoint.share(slow_start_ns, now_ns),
         }
     }
 
-    fn choose_of(
-        &self,
-        group: &Group,
-        ask: &Ask,
-        is_usable: &impl Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let active = u64::from(self.total.active());
-        group.choose(&self.balance, &self.endpoints, active, ask, is_usable)
+    /// Its weight in a ring of the kernel half, where only the relation to the others counts: in tenths, as far as it has
+    /// come in its slow start.
+    pub fn weight_in_ring(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        endpoint.weight * self.step(endpoint, now_ns)
     }
 
-    /// The request wishes for one endpoint and no other, as long as that lives.
-    pub fn is_bound(&self, wish: Wish) -> bool {
-        let endpoint = wish.endpoint.and_then(|index| self.endpoints.get(index));
-        endpoint.is_some_and(|endpoint| endpoint.health().is_healthy())
+    /// How far an endpoint has come in its slow start: 1 to 10.
+    pub fn step(&self, endpoint: &Endpoint, now_ns: u64) -> u32 {
+        (self.share(endpoint, now_ns) * STEPS / SHARE_WHOLE).max(1)
     }
 }
 

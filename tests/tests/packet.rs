@@ -25,5 +25,7 @@ mod pool;
 mod rare;
 #[path = "packet/sent.rs"]
 mod sent;
+#[path = "packet/sign.rs"]
+mod sign;
 #[path = "packet/steer.rs"]
 mod steer;

@@ -90,7 +90,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "layer7",
             "--test",
-            "probe",
+            "health",
             "--no-fail-fast",
         ],
     );

@@ -7,8 +7,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, ReusePortSockArray};
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, Guard, HashKeys, Inserts,
-    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
-    Traffic, Tunnel, Upstream, size,
+    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, Signs, StampPage,
+    SteerKey, Traffic, Tunnel, Upstream, size,
 };
 use proxy_ebpf::packet::Packet;
 use proxy_ebpf::verdict::Verdict;
@@ -112,6 +112,9 @@ pub static LISTENER_TRAFFIC: PerCpuArray<Traffic> =
 #[map(name = "endpoint_traffic")]
 pub static ENDPOINT_TRAFFIC: PerCpuArray<Traffic> =
     PerCpuArray::with_max_entries(size::ENDPOINTS, 0);
+
+#[map(name = "endpoint_signs")]
+pub static ENDPOINT_SIGNS: PerCpuArray<Signs> = PerCpuArray::with_max_entries(size::ENDPOINTS, 0);
 
 /// Counts a packet's verdict.
 #[inline(always)]

@@ -7,8 +7,7 @@ use super::address::parse_endpoint_address;
 use super::context::Context;
 use super::problem::Spot;
 use super::table::{Section, Value, optional};
-use super::{Endpoint, PathMatch, Probe, ProbeKind, Queue, Upstream, balance, sticky};
-use crate::config::pattern::parse_path;
+use super::{Endpoint, Queue, Upstream, balance, health, probe, sticky};
 
 /// Highest weight of an endpoint.
 pub const WEIGHT_MAX: u32 = 1000;
@@ -51,7 +50,9 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let endpoints = section
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
         .and_then(|value| endpoints(&value));
-    let probe = optional(section.find("probe").map(|value| probe(&value)));
+    let probe = section.find("probe");
+    let probe = optional(probe.map(|value| probe::probe(&value, context)));
+    let health = health::health(section);
     section.later("tls");
     section.finish();
     if let (Some(value), Some(None), Some(None), Some(endpoints)) =
@@ -73,6 +74,7 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
         sticky: sticky?,
         endpoints: endpoints?,
         probe: probe?,
+        health: health?,
         at: section.spot.origin(),
     })
 }
@@ -156,73 +158,4 @@ fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
         is_backup: is_backup?,
         calls_max: calls_max?,
     })
-}
-
-/// `{ http = "/healthz" }` or `{ tcp = true }`, with interval, timeout, rise and fall.
-fn probe(value: &Value<'_>) -> Option<Probe> {
-    let section = value.section()?;
-    let (http, tcp) = (section.find("http"), section.find("tcp"));
-    let kind = match (&http, &tcp) {
-        (Some(http), None) => http.parsed(probe_path).map(|path| ProbeKind::Http { path }),
-        (None, Some(tcp)) => tcp.yes().map(|()| ProbeKind::Tcp),
-        _ => {
-            let help = "write http = \"/healthz\" or tcp = true".to_owned();
-            value.spot.refuse(
-                "a probe asks over `http` or over `tcp`, one of both",
-                "",
-                Some(help),
-            )
-        }
-    };
-    let interval_value = section.find("interval");
-    let interval = interval_value
-        .as_ref()
-        .map_or(Some(2000 * MS), |value| value.duration(100 * MS..=HOUR));
-    let timeout_value = section.find("timeout");
-    let timeout = timeout_value
-        .as_ref()
-        .map(|value| value.duration(10 * MS..=HOUR));
-    let rise = section
-        .find("rise")
-        .map_or(Some(2), |value| value.number(1..=100));
-    let fall = section
-        .find("fall")
-        .map_or(Some(3), |value| value.number(1..=100));
-    section.finish();
-    let interval = interval?;
-    let timeout = timeout.unwrap_or_else(|| Some(interval.min(1000 * MS)))?;
-    if timeout > interval {
-        let spot = timeout_value.map_or(value.spot, |value| value.spot);
-        return spot.refuse(
-            "the `timeout` of a probe is longer than its `interval`",
-            "",
-            Some("the next probe would overtake it".to_owned()),
-        );
-    }
-    Some(Probe {
-        kind: kind?,
-        interval,
-        timeout,
-        rise: rise?,
-        fall: fall?,
-    })
-}
-
-/// A path to ask for, as it is sent: a query may follow.
-fn probe_path(text: &str) -> Result<String, String> {
-    let (path, query) = text
-        .split_once('?')
-        .map_or((text, None), |(path, query)| (path, Some(query)));
-    match parse_path(path)? {
-        PathMatch::Exact(_) => {}
-        _ => return Err("a probe asks for one path: write it like /healthz".to_owned()),
-    }
-    if query.is_some_and(|query| {
-        !query
-            .bytes()
-            .all(|byte| (b'!'..=b'~').contains(&byte) && byte != b'#')
-    }) {
-        return Err("the query of a probe has a character that stands in no query".to_owned());
-    }
-    Ok(text.to_owned())
 }

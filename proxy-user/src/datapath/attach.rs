@@ -411,6 +411,7 @@ fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
         (name::UPSTREAMS, datapath.upstreams_max),
         (name::ENDPOINTS, datapath.endpoints_max),
         (name::ENDPOINT_TRAFFIC, datapath.endpoints_max),
+        (name::ENDPOINT_SIGNS, datapath.endpoints_max),
         (name::RINGS, datapath.ring_pages_max),
         (name::STAMPS, datapath.ring_pages_max),
         (name::FLOWS, datapath.nat_flows_max),

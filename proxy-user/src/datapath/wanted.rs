@@ -10,8 +10,9 @@ use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstr
 use crate::config::{
     AllDown, Config, Fragments, ListenAddress, ListenerMode, PolicyKind, Protocol, UdpFlows, Via,
 };
+use crate::offload::now_ns;
 use crate::tunable::Tunables;
-use crate::upstream::Upstream;
+use crate::upstream::{Endpoint, Upstream};
 
 /// Which endpoints stand in a ring: those of one upstream, of one family or of both, and what when all are down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,18 +99,22 @@ impl RingOf {
         upstream: Option<&Upstream>,
         is_reached: impl Fn(IpAddr) -> bool,
     ) -> WantedUpstream {
-        let of_family = upstream
-            .iter()
-            .flat_map(|upstream| &upstream.endpoints)
-            .filter(|endpoint| self.v4.is_none_or(|v4| endpoint.address.is_ipv4() == v4));
-        let is_backup: Vec<bool> = of_family
-            .clone()
-            .map(|endpoint| endpoint.is_backup)
-            .collect();
-        let endpoints = of_family.map(|endpoint| WantedEndpoint {
-            address: endpoint.address,
-            weight: endpoint.weight,
-            healthy: endpoint.health().is_healthy() && is_reached(endpoint.address.ip()),
+        let is_of_family = |endpoint: &&Endpoint| {
+            let is_v4 = endpoint.address.is_ipv4();
+            self.v4.is_none_or(|v4| is_v4 == v4)
+        };
+        let now_ns = now_ns();
+        let of_ring = upstream.iter().flat_map(|upstream| &upstream.endpoints);
+        let of_ring = of_ring.filter(is_of_family);
+        let is_backup: Vec<bool> = of_ring.map(|endpoint| endpoint.is_backup).collect();
+        let endpoints = upstream.iter().flat_map(|upstream| {
+            let endpoints = upstream.endpoints.iter();
+            let of_family = endpoints.filter(is_of_family);
+            of_family.map(|endpoint| WantedEndpoint {
+                address: endpoint.address,
+                weight: upstream.weight_in_ring(endpoint, now_ns),
+                healthy: upstream.believes_in(endpoint) && is_reached(endpoint.address.ip()),
+            })
         });
         let mut ring = WantedUpstream {
             // A name of the configuration's has no space in it.
@@ -127,7 +132,9 @@ impl RingOf {
         if self.all_down == AllDown::LastKnown {
             keep_when_all_are_down(&mut ring);
         }
-        relieve(&mut ring, &is_backup);
+        if upstream.is_none_or(|upstream| !upstream.is_helped()) {
+            relieve(&mut ring, &is_backup);
+        }
         ring
     }
 }

@@ -57,6 +57,7 @@ pub struct Writer {
     verdicts: Counters<u64>,
     listener_traffic: Counters<abi::Traffic>,
     endpoint_traffic: Counters<abi::Traffic>,
+    endpoint_signs: Counters<abi::Signs>,
     network: Network,
     neighbours: Neighbours,
     /// How each endpoint is reached by what stands in the map.
@@ -112,6 +113,7 @@ impl Writer {
             verdicts: maps.counters(name::VERDICTS)?,
             listener_traffic: maps.counters(name::LISTENER_TRAFFIC)?,
             endpoint_traffic: maps.counters(name::ENDPOINT_TRAFFIC)?,
+            endpoint_signs: maps.counters(name::ENDPOINT_SIGNS)?,
             network: Network::open().context("open a netlink socket")?,
             neighbours: Neighbours::default(),
             reaches: BTreeMap::new(),
@@ -334,7 +336,8 @@ impl Writer {
             Write::Endpoint(id, at) => {
                 self.write_endpoint(id, at, self.neighbours.reach(at.ip()))?;
                 // Traffic of whoever had the id before, in another life of the pins.
-                Ok(reset(&mut self.endpoint_traffic, u32::from(id))?)
+                reset(&mut self.endpoint_traffic, u32::from(id))?;
+                Ok(reset(&mut self.endpoint_signs, u32::from(id))?)
             }
             Write::Ring {
                 page,

@@ -136,7 +136,8 @@ async fn try_endpoints(
             match attempt(exchange, route, &mut call, request, response, body).await {
                 Ok(kept) => {
                     let idle_max = limits.idle_connections_max as usize;
-                    caller.succeed(call, kept.origin, idle_max);
+                    let is_good = !snapshot.upstreams[upstream].blames(response.status());
+                    caller.succeed(call, is_good, kept.origin, idle_max);
                     return Ok(kept.client);
                 }
                 Err(failure) => (failure, call.index),

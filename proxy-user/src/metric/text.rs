@@ -1,5 +1,7 @@
 //! The registry as Prometheus reads it: each name, its help and its type, once and here.
 
+mod health;
+
 use std::fmt::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -91,6 +93,7 @@ impl Collector for All {
         page.routes(&self.registry.routes)?;
         page.endpoints(&self.registry.endpoints)?;
         page.queues(&self.outside)?;
+        page.health(&self.registry)?;
         page.datapath(&self.outside)
     }
 }
@@ -301,7 +304,7 @@ impl Page<'_> {
             ("upstream_calls", "Calls begun.", |e| e.calls.value()),
             (
                 "upstream_failures",
-                "Calls that did not bring a whole response.",
+                "Calls without a whole response, or with one that counts as a failure.",
                 |e| e.failures.value(),
             ),
             ("upstream_retries", "Calls that were tried again.", |e| {
@@ -336,17 +339,6 @@ impl Page<'_> {
             family
                 .encode_family(&[("upstream", upstream), ("endpoint", endpoint)])?
                 .encode_gauge(&active)?;
-        }
-        let mut family = self.family(
-            "upstream_healthy",
-            "1 while an endpoint is believed healthy.",
-            MetricType::Gauge,
-        )?;
-        for ([upstream, endpoint], counts) in &*endpoints {
-            let healthy = u64::from(counts.healthy.load(Relaxed));
-            family
-                .encode_family(&[("upstream", upstream), ("endpoint", endpoint)])?
-                .encode_gauge(&healthy)?;
         }
         Ok(())
     }

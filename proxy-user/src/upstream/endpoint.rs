@@ -6,7 +6,7 @@ use super::queue::Queue;
 use crate::config::{self, Balance};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 /// One address of one generation; what is known of it is shared with the generations before and after.
 #[derive(Debug)]
@@ -27,8 +27,14 @@ pub struct Endpoint {
 #[derive(Debug)]
 struct State {
     health: Health,
+    /// Left out because of how calls to it ended.
+    ejected: AtomicBool,
+    /// Calls of all workers that failed since the last that did not. Read at every call, written at few.
+    failures: AtomicU32,
     /// CLOCK_MONOTONIC in ns.
     held_until_ns: AtomicU64,
+    /// When it came, or came back; 0: long ago.
+    since_ns: AtomicU64,
     /// By worker, each on a cache line of its own: nobody waits for another's counter.
     tallies: Box<[Tally]>,
     shared: Shared,
@@ -67,7 +73,10 @@ impl Endpoint {
                 .collect();
             Arc::new(State {
                 health: Health::default(),
+                ejected: AtomicBool::new(false),
+                failures: AtomicU32::new(0),
                 held_until_ns: AtomicU64::new(0),
+                since_ns: AtomicU64::new(0),
                 tallies,
                 shared: Shared::default(),
             })
@@ -95,6 +104,53 @@ impl Endpoint {
     /// Set by probes, read by workers.
     pub fn health(&self) -> &Health {
         &self.state.health
+    }
+
+    /// Neither a probe nor the calls to it speak against it.
+    pub fn is_healthy(&self) -> bool {
+        self.health().is_healthy() && !self.is_ejected()
+    }
+
+    /// Calls to it have failed, and it is left out for a time.
+    pub fn is_ejected(&self) -> bool {
+        self.state.ejected.load(Relaxed)
+    }
+
+    /// Leaves it out, or takes it in again, with nothing held against it. Control's decision.
+    pub fn eject(&self, ejected: bool) {
+        self.state.failures.store(0, Relaxed);
+        self.state.ejected.store(ejected, Relaxed);
+    }
+
+    /// Calls that failed in a row, over all workers.
+    pub fn failures(&self) -> u32 {
+        self.state.failures.load(Relaxed)
+    }
+
+    /// A call brought a good answer.
+    pub fn praise(&self) {
+        // A store for each call would be fought over by the workers.
+        if self.failures() > 0 {
+            self.state.failures.store(0, Relaxed);
+        }
+    }
+
+    /// A call failed by its fault.
+    pub fn blame(&self) {
+        self.state.failures.fetch_add(1, Relaxed);
+    }
+
+    /// It came, or came back, at this time: see [`share`].
+    pub fn welcome(&self, now_ns: u64) {
+        self.state.since_ns.store(now_ns, Relaxed);
+    }
+
+    /// Thousandths of its weight that it takes part with, see [`share`].
+    pub fn share(&self, slow_start_ns: u64, now_ns: u64) -> u32 {
+        match self.state.since_ns.load(Relaxed) {
+            0 => SHARE_WHOLE,
+            since_ns => share(now_ns.saturating_sub(since_ns), slow_start_ns),
+        }
     }
 
     /// Leaves it out until then while another one is there: it could not be reached, and a client would wait for it in vain.
@@ -157,6 +213,11 @@ impl Endpoint {
         known.unwrap_or(if active == 0 { 0 } else { PENALTY_NS })
     }
 
+    /// Calls that have ended, however they did.
+    pub fn ended(&self) -> u64 {
+        self.sum(|tally| &tally.ended)
+    }
+
     /// Calls that are under way.
     pub fn active(&self) -> u64 {
         // Ended first: a call that ends in between is counted as active still, never as less than none.
@@ -181,6 +242,20 @@ impl Endpoint {
             .map(|tally| counter(tally).load(Relaxed))
             .sum()
     }
+}
+
+/// All of a weight.
+pub const SHARE_WHOLE: u32 = 1000;
+
+/// Thousandths of its weight that an endpoint takes part with when it has been there for so long: a tenth at first, and
+/// more in even measure until it has all, so that what was cold is not flooded.
+pub fn share(age_ns: u64, slow_start_ns: u64) -> u32 {
+    if age_ns >= slow_start_ns {
+        return SHARE_WHOLE;
+    }
+    let (least, whole) = (u128::from(SHARE_WHOLE / 10), u128::from(SHARE_WHOLE));
+    let grown = (whole - least) * u128::from(age_ns) / u128::from(slow_start_ns);
+    (least + grown) as u32
 }
 
 /// One call under way; dropped when it has ended, however it ended.

@@ -2,21 +2,22 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Ask;
 use super::balance::Schedule;
 use super::endpoint::Endpoint;
 use super::least::{self, Load};
 use super::ring::{self, Ring};
+use super::{Ask, SHARE_WHOLE};
 use crate::config::{self, Balance};
 
-/// Those of every day, or those that stand in for them.
+/// Those of every day, those that stand in for them, or all.
 #[derive(Debug)]
 pub(super) struct Group {
-    is_backup: bool,
+    /// By index of the endpoint: it belongs here and takes new work.
+    members: Box<[bool]>,
     schedule: Schedule,
     /// Only where it is asked for.
     ring: Option<Ring>,
-    /// Mean weight of those that take new work.
+    /// Mean weight of those that take new work, in thousandths.
     weight_mean: f64,
     usable: Usable,
 }
@@ -30,44 +31,46 @@ const WEIGHT_BITS: u32 = 24;
 const USABLE_FOR_MS: u64 = 10;
 
 impl Group {
-    /// Those of `endpoints` that are backups, or those that are not; `None`: there are none.
+    /// Those of `endpoints` that belong here and take new work; `None`: there are none.
     pub fn new(
         endpoints: &[config::Endpoint],
-        is_backup: bool,
+        belongs: impl Fn(&config::Endpoint) -> bool,
         balance: &Balance,
         workers: usize,
     ) -> Option<Self> {
-        let weight = |endpoint: &config::Endpoint| match endpoint.is_backup == is_backup {
+        let weight = |endpoint: &config::Endpoint| match belongs(endpoint) {
             true => endpoint.weight,
             false => 0,
         };
         let weights: Vec<u32> = endpoints.iter().map(weight).collect();
-        let members = weights.iter().filter(|weight| **weight > 0).count();
-        if members == 0 {
+        let count = weights.iter().filter(|weight| **weight > 0).count();
+        if count == 0 {
             return None;
         }
         let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
         let addresses = endpoints.iter().map(|endpoint| &endpoint.address);
         let ring = || Ring::new(addresses.zip(weights.iter().copied()));
         Some(Self {
-            is_backup,
+            members: weights.iter().map(|weight| *weight > 0).collect(),
             ring: matches!(balance, Balance::Maglev(_)).then(ring),
             schedule: Schedule::new(&weights, workers),
-            weight_mean: total as f64 / members as f64,
+            weight_mean: f64::from(SHARE_WHOLE) * total as f64 / count as f64,
             usable: Usable::default(),
         })
     }
 
-    /// It has this endpoint, and the endpoint takes new work.
-    pub fn has(&self, endpoint: &Endpoint) -> bool {
-        endpoint.weight > 0 && endpoint.is_backup == self.is_backup
+    /// It has the endpoint of this index, and the endpoint takes new work.
+    pub fn has(&self, index: usize) -> bool {
+        self.members.get(index).is_some_and(|is_member| *is_member)
     }
 
-    /// The endpoint for the next call, of those that are usable. All that `is_usable` says yes to are the group's.
+    /// The endpoint for the next call, of those that are usable. All that `is_usable` says yes to are the group's. `weight`
+    /// is what an endpoint can do now, in thousandths of a weight.
     pub fn choose(
         &self,
         balance: &Balance,
         endpoints: &[Endpoint],
+        weight: impl Fn(usize) -> u32,
         active: u64,
         ask: &Ask,
         is_usable: &impl Fn(usize) -> bool,
@@ -79,7 +82,7 @@ impl Group {
             Balance::LeastRequest { candidates } => {
                 let load = |index: usize| Load {
                     active: endpoints[index].load(),
-                    weight: endpoints[index].weight,
+                    weight: weight(index),
                 };
                 let relieves = |one, other| load(one).relieves(load(other));
                 match *candidates as usize {
@@ -90,7 +93,7 @@ impl Group {
                 }
             }
             Balance::Ewma => {
-                let cost = |index: usize| self.expected_ns(&endpoints[index], ask);
+                let cost = |index: usize| self.expected_ns(&endpoints[index], weight(index), ask);
                 let is_faster = |one, other| cost(one) < cost(other);
                 least::of_drawn(schedule, 2, random, is_usable, is_faster)
             }
@@ -115,10 +118,10 @@ impl Group {
 
     /// What a call is expected to wait for: the latency, once for itself and once for each that is under way, of which an
     /// endpoint of the mean weight bears one at a time. Idle endpoints so are told apart by latency alone.
-    fn expected_ns(&self, endpoint: &Endpoint, ask: &Ask) -> f64 {
+    fn expected_ns(&self, endpoint: &Endpoint, weight: u32, ask: &Ask) -> f64 {
         let active = endpoint.active_of(ask.worker);
         let latency_ns = endpoint.latency_ns(ask.worker, active, ask.now_ns);
-        let share = active as f64 * self.weight_mean / f64::from(endpoint.weight.max(1));
+        let share = active as f64 * self.weight_mean / f64::from(weight.max(1));
         latency_ns as f64 * (1.0 + share)
     }
 

@@ -8,6 +8,8 @@ use super::*;
 use crate::config::{Attribute, Datapath, DatapathMode, Origin, Probe, ProbeKind};
 use std::time::Duration;
 
+mod health;
+
 const NOW_NS: u64 = 1_000;
 const SEED: u64 = 7;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, HashKeys, Inserts, Listener, Nat,
-    NatFlow, Ports, RING_PAGE_SLOTS, Slot, Traffic, Tunnel, Upstream, stamp,
+    NatFlow, Ports, RING_PAGE_SLOTS, Signs, Slot, Traffic, Tunnel, Upstream, stamp,
 };
 
 use super::Read;
@@ -26,6 +26,7 @@ pub enum Entry {
     NatCursor(usize),
     ListenerTraffic(u32),
     EndpointTraffic(u32),
+    EndpointSigns(u32),
 }
 
 /// The maps. Their sizes are the lengths of the vectors, and `flows_max`; LRU tables never evict here.
@@ -53,6 +54,7 @@ pub struct State {
     pub rule_drops: Vec<u64>,
     pub listener_traffic: Vec<Traffic>,
     pub endpoint_traffic: Vec<Traffic>,
+    pub endpoint_signs: Vec<Signs>,
 }
 
 impl State {
@@ -78,6 +80,7 @@ impl State {
             rule_drops: vec![0; sizes.rules],
             listener_traffic: vec![Traffic::default(); sizes.listeners],
             endpoint_traffic: vec![Traffic::default(); sizes.endpoints],
+            endpoint_signs: vec![Signs::default(); sizes.endpoints],
         }
     }
 

@@ -11,7 +11,7 @@ use aya::programs::{Program, SkReuseport, TestRun, TestRunOptions, Xdp};
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, Guard, HashKeys, Listener, ListenerKey4, ListenerKey6, Nat,
-    NatFlow, Ports, RING_PAGE_SLOTS, RingPage, Slot, StampPage, Traffic, Tunnel, Upstream,
+    NatFlow, Ports, RING_PAGE_SLOTS, RingPage, Signs, Slot, StampPage, Traffic, Tunnel, Upstream,
     guard_bit, mode, name, stamp,
 };
 use proxy_ebpf::maglev::{self, Member};
@@ -226,6 +226,17 @@ impl Loaded {
         for value in self.per_cpu::<Traffic>(map, id) {
             total.packets += value.packets;
             total.bytes += value.bytes;
+        }
+        total
+    }
+
+    /// What became of the flows of an endpoint.
+    pub fn signs(&self, id: u32) -> Signs {
+        let mut total = Signs::default();
+        for value in self.per_cpu::<Signs>(name::ENDPOINT_SIGNS, id) {
+            total.opened += value.opened;
+            total.answered += value.answered;
+            total.refused += value.refused;
         }
         total
     }

@@ -217,6 +217,10 @@ impl Loaded {
                 let model = self.model.state.endpoint_traffic.get(id as usize)?;
                 differ(self.traffic(name::ENDPOINT_TRAFFIC, id), *model)
             }
+            Entry::EndpointSigns(id) => {
+                let model = self.model.state.endpoint_signs.get(id as usize)?;
+                differ(self.signs(id), *model)
+            }
         }
     }
 
@@ -251,6 +255,9 @@ impl Loaded {
                 *traffic,
                 "endpoint {id}"
             );
+        }
+        for (id, signs) in (0..).zip(&state.endpoint_signs) {
+            assert_eq!(self.signs(id), *signs, "endpoint {id}");
         }
     }
 

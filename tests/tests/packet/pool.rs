@@ -7,8 +7,8 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, Guard, HashKeys, Inserts,
-    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
-    Traffic, Tunnel, Upstream, name, size,
+    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, Signs, StampPage,
+    SteerKey, Traffic, Tunnel, Upstream, name, size,
 };
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
@@ -40,6 +40,7 @@ impl Sizes {
             (name::NAT_FLOWS, 1024),
             (name::LISTENER_TRAFFIC, 64),
             (name::ENDPOINT_TRAFFIC, 64),
+            (name::ENDPOINT_SIGNS, 64),
         ];
         sizes.retain(|(map, _)| named.iter().all(|(other, _)| other != map));
         sizes.extend(named);
@@ -122,6 +123,7 @@ fn empty(sizes: &Sizes, ebpf: &mut Ebpf) {
     zero_per_cpu::<u64>(sizes, ebpf, name::VERDICTS);
     zero_per_cpu::<Traffic>(sizes, ebpf, name::LISTENER_TRAFFIC);
     zero_per_cpu::<Traffic>(sizes, ebpf, name::ENDPOINT_TRAFFIC);
+    zero_per_cpu::<Signs>(sizes, ebpf, name::ENDPOINT_SIGNS);
     remove::<SteerKey, u32>(ebpf, name::STEER);
 }
 

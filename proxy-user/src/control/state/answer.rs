@@ -186,6 +186,7 @@ impl Control {
             flows,
             lost: &self.lost,
             resolved,
+            ejections: &self.ejections,
         };
         facts.status()
     }

@@ -9,6 +9,7 @@ use crate::config::Endpoint;
 use crate::control::endpoints::{
     Changes, EndpointAct, EndpointChange, EndpointRequest, OfUpstream,
 };
+use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
 use crate::tunable::unit;
 use crate::worker;
@@ -64,10 +65,16 @@ impl Control {
     /// Gives an upstream, by its index, other endpoints: in the kernel half, which may refuse, then to the workers. The
     /// probes are yet to be set.
     fn set_endpoints(&mut self, upstream: usize, endpoints: Vec<Endpoint>) -> Result<(), String> {
-        let Some(snapshot) = &self.snapshot else {
+        let Some(snapshot) = self.snapshot.clone() else {
             return Ok(());
         };
         let next = Arc::new(snapshot.with_endpoints(upstream, endpoints, &self.registry));
+        if let (Some(before), Some(after)) = (
+            snapshot.upstreams.get(upstream),
+            next.upstreams.get(upstream),
+        ) {
+            after.welcome(before, now_ns());
+        }
         if let Some(datapath) = &mut self.datapath {
             let sought = datapath.seek(&next, Some(upstream));
             let sought = sought.map_err(|error| format!("{error:#}"))?;
@@ -84,6 +91,9 @@ impl Control {
                 listeners: Vec::new(),
                 close: Vec::new(),
             });
+        }
+        if let Some(after) = next.upstreams.get(upstream) {
+            self.adopt(after);
         }
         self.snapshot = Some(next);
         Ok(())

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use proxy_ebpf::abi::Signs;
 use proxy_ebpf::verdict::Verdict;
 
-use super::entry::{sum, traffic};
+use super::entry::{signs, sum, traffic};
 use super::{OPERATOR, Writer};
 
 /// The flows are counted one by one, so not at every question.
@@ -79,6 +80,19 @@ impl Writer {
         }
         counts.flows = self.count_flows();
         Ok(counts)
+    }
+
+    /// What became of the flows that NAT opened to each endpoint, since it has its id: they only grow, so that whoever
+    /// asks now and then learns by the difference how an endpoint takes what it is sent.
+    ///
+    /// # Errors
+    /// The system refuses to read.
+    pub fn endpoint_signs(&self) -> Result<BTreeMap<SocketAddr, Signs>> {
+        let mut all = BTreeMap::new();
+        for (id, at) in self.state.endpoints.iter() {
+            all.insert(at, signs(&self.endpoint_signs, u32::from(id))?);
+        }
+        Ok(all)
     }
 
     fn count_flows(&mut self) -> u64 {

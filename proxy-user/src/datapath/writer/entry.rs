@@ -71,6 +71,16 @@ pub(super) fn traffic(
     Ok(total)
 }
 
+pub(super) fn signs(counters: &Counters<abi::Signs>, index: u32) -> Result<abi::Signs, MapError> {
+    let mut total = abi::Signs::default();
+    for Value(one) in counters.get(&index, 0)?.iter() {
+        total.opened += one.opened;
+        total.answered += one.answered;
+        total.refused += one.refused;
+    }
+    Ok(total)
+}
+
 /// A bit for each port.
 pub(super) fn bits(ports: impl Iterator<Item = u16>) -> Vec<u64> {
     let mut words = vec![0; 1024];

@@ -259,3 +259,38 @@ fn a_full_endpoint_of_every_day_is_waited_for_although_others_stand_in() {
     assert_eq!(upstream.choose(&ask(0, None, 0, NOW_NS)), Choice::Full);
     drop(running);
 }
+
+#[test]
+fn endpoints_that_stand_in_help_where_too_few_of_every_day_are_healthy() {
+    for balance in every_balance() {
+        let mut config = upstream(balance.clone(), &[(1, 1), (2, 1), (3, 1), (4, 1)]);
+        config.endpoints[3].is_backup = true;
+        let upstream = made(&config, 1);
+        let kill_and_settle = |index| {
+            kill(&upstream, index);
+            assert!(!upstream.settle(), "health goes on to be heeded");
+        };
+        kill_and_settle(0);
+        assert!(!upstream.is_helped(), "two of three are enough");
+        let counts = count(&upstream, 100);
+        assert_eq!((counts[0], counts[3]), (0, 0), "{balance:?}");
+        kill_and_settle(1);
+        assert!(upstream.is_helped());
+        let counts = count(&upstream, 400);
+        assert_eq!(counts[..2], [0, 0], "{balance:?}");
+        assert!(
+            counts[2] > 100 && counts[3] > 100,
+            "{balance:?}: {counts:?}"
+        );
+        // With nobody left to help, health is ignored, and with nobody left at all, the one that stands in has all.
+        kill(&upstream, 3);
+        assert!(upstream.settle() && upstream.panics());
+        let counts = count(&upstream, 300);
+        assert!(counts[..3].iter().all(|count| *count > 0), "{balance:?}");
+        assert_eq!(counts[3], 0, "it would be no better");
+        kill(&upstream, 2);
+        upstream.endpoints[3].health().record(true, 1, 1);
+        assert!(upstream.settle() && !upstream.panics());
+        assert_eq!(count(&upstream, 50), [0, 0, 0, 50], "{balance:?}");
+    }
+}

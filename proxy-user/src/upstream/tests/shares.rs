@@ -414,3 +414,61 @@ fn what_is_above_the_bound_goes_to_the_next_in_the_ring_and_back_again() {
     assert_eq!(upstream.choose(&ask), Choice::Endpoint(home));
     drop(second);
 }
+
+#[test]
+fn an_endpoint_that_starts_slowly_has_a_part_of_its_share_by_every_way_of_balancing() {
+    let s = 1_000_000_000;
+    for balance in every_balance() {
+        let config = config::Upstream {
+            health: config::Health {
+                slow_start: Duration::from_secs(100),
+                ..config::Health::default()
+            },
+            ..upstream(balance.clone(), &[(1, 1), (2, 1), (3, 1), (4, 1)])
+        };
+        let upstream = made(&config, 1);
+        upstream.endpoints[0].welcome(1000 * s);
+        // A tenth at first, 55 % after half of the time, all in the end; of four endpoints.
+        for (age_s, part) in [(0, 0.1), (50, 0.55), (100, 1.0)] {
+            let (mut dice, calls) = (Dice(age_s), 20_000);
+            let count = (0..calls).filter(|_| {
+                let random = dice.next();
+                let ask = ask(0, None, random, (1000 + age_s) * s);
+                pick(&upstream, ask) == Some(0)
+            });
+            let share = count.count() as f64 / f64::from(calls);
+            // What it lets go by falls to all others, in some ways also to its own other turns.
+            let (least, most) = (part / 4.0 * 0.85, part / (3.0 + part) * 1.15);
+            assert!(
+                (least..most).contains(&share),
+                "{balance:?} after {age_s} s: {share}"
+            );
+        }
+    }
+}
+
+#[test]
+fn keys_come_back_one_by_one_to_an_endpoint_that_starts_slowly_and_stay() {
+    let config = config::Upstream {
+        health: config::Health {
+            slow_start: Duration::from_secs(10),
+            ..config::Health::default()
+        },
+        ..upstream(maglev(None), &[(1, 1), (2, 1), (3, 1)])
+    };
+    let upstream = made(&config, 1);
+    upstream.endpoints[0].welcome(1);
+    let mut at_home = Vec::new();
+    for tenths in 0..=10 {
+        let chosen = keys(2_000).map(|key| {
+            let mut ask = ask(0, None, key, 1 + tenths * 1_000_000_000);
+            ask.wish.key = key;
+            pick(&upstream, ask)
+        });
+        let now: Vec<bool> = chosen.map(|index| index == Some(0)).collect();
+        let left = at_home.iter().zip(&now).filter(|(was, is)| **was && !**is);
+        assert_eq!(left.count(), 0, "no key goes away again");
+        at_home = now;
+    }
+    assert!(at_home.iter().filter(|is| **is).count() > 550);
+}
