@@ -113,8 +113,8 @@ pub mod name {
 
 /// Sizes of maps. Where a tunable sets one (`datapath.*_max`), this is its default.
 pub mod size {
-    /// Listener addresses (each address, port and protocol counts).
-    pub const LISTENERS: u32 = 4096;
+    /// Listener addresses of each family (each address, port and protocol counts, and each address once more).
+    pub const LISTENERS: u32 = 16_384;
     /// Upstreams that the kernel half forwards to; id 0 is never used.
     pub const UPSTREAMS: u32 = 4096;
     /// Endpoints; ids are u16 in a ring slot; id 0 is never used.

@@ -17,6 +17,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -232,9 +233,19 @@ struct WorkerThread {
     commands: std::sync::mpsc::Sender<worker::Command>,
     doorbell: net::Doorbell,
     thread: std::thread::JoinHandle<()>,
+    /// A `CloseDenied` is on its way.
+    is_closing: Arc<AtomicBool>,
 }
 
 impl WorkerThread {
+    /// Lets it close the connections of those who are banned by now.
+    fn close_denied(&self) {
+        if !self.is_closing.swap(true, AcqRel) {
+            let is_asked = Arc::clone(&self.is_closing);
+            self.tell(worker::Command::CloseDenied { is_asked });
+        }
+    }
+
     fn tell(&self, command: worker::Command) {
         // A worker that is gone is noticed by `look_after_workers`.
         if self.commands.send(command).is_ok() {

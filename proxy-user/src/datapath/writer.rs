@@ -4,12 +4,13 @@ mod bans;
 mod counts;
 mod entry;
 mod reach;
+mod retire;
 mod ring;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use proxy_ebpf::abi::{self, name};
@@ -26,6 +27,7 @@ use crate::snapshot::Snapshot;
 pub use bans::Ban;
 pub use counts::Counts;
 use entry::{bits, change, key_of, reset};
+use retire::Retired;
 
 /// The rule of what an operator bans by hand.
 const OPERATOR: &str = "operator";
@@ -42,6 +44,11 @@ pub struct Writer {
     stamps: Memory,
     /// How long a slot's earlier owner is remembered after it was last needed, in the unit of stamps.
     idle_stamps: u16,
+    /// The longest idle limit of a flow.
+    idle: Duration,
+    retired: BTreeMap<u16, Retired>,
+    /// When ids are looked for next.
+    retire_at: Instant,
     nat: Memory,
     tunnel: Memory,
     guard: Memory,
@@ -49,6 +56,7 @@ pub struct Writer {
     listeners6: Table<abi::ListenerKey6, abi::Listener>,
     upstreams: List<abi::Upstream>,
     endpoints: List<abi::Endpoint>,
+    moved: Table<abi::FlowKey, u64>,
     flows: Table<abi::FlowKey, u64>,
     nat_flows: List<abi::NatFlow>,
     bans: Table<abi::Address, abi::Ban>,
@@ -99,6 +107,9 @@ impl Writer {
             rings: maps.memory(name::RINGS)?,
             stamps: maps.memory(name::STAMPS)?,
             idle_stamps: ring::IDLE_STAMPS_MAX,
+            idle: Duration::MAX,
+            retired: BTreeMap::new(),
+            retire_at: Instant::now(),
             nat: maps.memory(name::NAT)?,
             tunnel: maps.memory(name::TUNNEL)?,
             guard: maps.memory(name::GUARD)?,
@@ -106,6 +117,7 @@ impl Writer {
             listeners6: maps.table(name::LISTENERS6)?,
             upstreams: maps.list(name::UPSTREAMS)?,
             endpoints: maps.list(name::ENDPOINTS)?,
+            moved: maps.table(name::MOVED)?,
             flows: maps.table(name::FLOWS)?,
             nat_flows: maps.list(name::NAT_FLOWS)?,
             bans: maps.table(name::BANS)?,
@@ -231,7 +243,9 @@ impl Writer {
             }
         }
         let is_reached = |ip| self.neighbours.reach(ip) != Reach::default();
-        self.idle_stamps = ring::idle_stamps(snapshot.tunables.flow.tcp_idle_timeout);
+        let limits = &snapshot.tunables.flow;
+        self.idle_stamps = ring::idle_stamps(limits.tcp_idle_timeout);
+        self.idle = limits.tcp_idle_timeout.max(limits.udp_idle_timeout);
         let (wanted, rings) = wanted(
             &snapshot.config,
             &snapshot.upstreams,

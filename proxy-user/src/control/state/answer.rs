@@ -29,7 +29,7 @@ impl Control {
                     .add(self.datapath.as_mut(), source, OPERATOR, duration);
                 if banned.is_ok() {
                     log::info!("banned: source={source} rule={OPERATOR} for={duration:?}");
-                    self.close_source(source);
+                    self.close_denied();
                     self.remember();
                 }
                 let _ = way_back.send(banned.map_err(|error| format!("{error:#}")));

@@ -271,6 +271,7 @@ impl Control {
             commands,
             doorbell,
             thread,
+            is_closing: Arc::default(),
         })
     }
 

@@ -439,3 +439,37 @@ fn an_address_drops_what_has_no_ports_only_where_all_its_listeners_would() {
     assert_eq!(options(drop, pass), Some(0));
     assert_eq!(options(0, drop), Some(0));
 }
+
+#[test]
+fn an_id_that_is_spare_goes_to_another_address_when_no_fresh_one_is_left() {
+    let mut few = empty();
+    few.capacity.endpoints = 4;
+    let wanted = |endpoints: &[u8]| Wanted {
+        listeners: vec![forward("a", 80, 0)],
+        upstreams: vec![upstream("x", endpoints.iter().copied())],
+        ..Wanted::default()
+    };
+    let (_, mut state) = planned(&few, &wanted(&[1, 2]));
+    let id = |state: &State, last| state.endpoints.find(endpoint(last).address);
+    let (one, two) = (id(&state, 1), id(&state, 2));
+    let (_, next) = planned(&state, &wanted(&[2]));
+    state = next;
+    state.endpoints.spare(one.unwrap_or(0));
+    let (_, next) = planned(&state, &wanted(&[2, 3]));
+    state = next;
+    assert_eq!(
+        (id(&state, 1), id(&state, 2), id(&state, 3)),
+        (one, two, Some(3))
+    );
+    // Wanted again, it is not spare any more.
+    let (_, kept) = planned(&state, &wanted(&[1, 2, 3]));
+    assert!(plan(&kept, &wanted(&[1, 2, 3, 4]), None).is_err());
+    let (writes, state) = planned(&state, &wanted(&[2, 3, 4]));
+    assert_eq!((id(&state, 1), id(&state, 4)), (None, one));
+    assert!(writes.contains(&Write::Endpoint(1, endpoint(4).address)));
+    let rings = change(&state, [upstream("x", [2, 3, 5])].iter());
+    assert_eq!(
+        rings.map(|_| ()).map_err(|full| full.what),
+        Err("endpoints")
+    );
+}
