@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::h1::{HeadError, Reader, Transfer, TransferError};
+use crate::config::RetryOn;
 use crate::message::{Limits, Method, ResponseHead};
 use crate::metric;
 use crate::net::{self, Either, Instant};
 use crate::origin::{OriginConnection, Pool};
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
-use crate::upstream::{Active, Endpoint};
+use crate::upstream::{Active, Endpoint, Trial, Turn};
+
+/// How often the time before a retry is doubled: beyond, a client has waited long enough.
+const BACKOFF_DOUBLED_MAX: u32 = 4;
 
 /// Makes the calls of one worker.
 pub struct Caller {
@@ -32,6 +36,8 @@ pub struct Call<'s> {
     pub endpoint: &'s Endpoint,
     metrics: &'s Arc<metric::Endpoint>,
     active: Active<'s>,
+    /// What the breaker of its upstream learns from it.
+    pub trial: Trial<'s>,
 }
 
 /// The tries that a request has.
@@ -39,10 +45,41 @@ pub struct Call<'s> {
 pub struct Tries {
     /// Tries after this one.
     pub left: u32,
+    /// Which failures are worth one.
+    pub on: RetryOn,
+    pub connect_timeout: Duration,
+    /// Longest time of one try.
+    pub per_try: Option<Duration>,
+    /// Longest wait before the first retry.
+    pub backoff: Duration,
+    /// No try goes on beyond it.
+    pub deadline: Instant,
     /// The endpoint that the last one failed with.
     pub avoid: Option<usize>,
     /// An endpoint that had closed a connection of the pool: it is asked again, on a new one.
     pub renew: Option<usize>,
+    /// Retries so far.
+    pub made: u32,
+    /// When the present try has to have a response.
+    pub try_ends: Instant,
+}
+
+/// How long a response is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// From the end of the request to the next head.
+    pub head: Duration,
+    /// In any case.
+    pub latest: Instant,
+}
+
+/// Why a call has failed, as a route's `retry.on` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Connect,
+    Reset,
+    ServerError,
+    Timeout,
 }
 
 /// Why there is no connection for a call.
@@ -56,6 +93,8 @@ pub enum ConnectError {
     Late,
     /// We have no descriptor, port or memory left for a connection: no endpoint's fault, and no other would help.
     Exhausted,
+    /// The upstream has failed so often that nobody is asked for so many nanoseconds.
+    Open(u64),
 }
 
 /// Why there is no response.
@@ -104,40 +143,68 @@ impl Caller {
         upstream: usize,
         tries: &mut Tries,
     ) -> Result<Call<'s>, ConnectError> {
+        let endpoints = snapshot
+            .upstreams
+            .get(upstream)
+            .ok_or(ConnectError::NoEndpoint)?;
+        if tries.made == 0 {
+            let percent = snapshot.tunables.upstream.retry_budget_percent;
+            endpoints.earn_retry(self.worker, percent);
+        }
         loop {
-            let endpoints = snapshot
-                .upstreams
-                .get(upstream)
-                .ok_or(ConnectError::NoEndpoint)?;
-            let now_ns = net::now().as_ns();
+            let now = net::now();
+            let trial = endpoints
+                .admit(self.worker, now.as_ns())
+                .map_err(ConnectError::Open)?;
+            tries.start(now);
             let renewed = tries.renew.take();
             let index = renewed
-                .or_else(|| endpoints.choose(self.worker, tries.avoid, self.random(), now_ns))
+                .or_else(|| endpoints.choose(self.worker, tries.avoid, self.random(), now.as_ns()))
                 .ok_or(ConnectError::NoEndpoint)?;
             let may_reuse = renewed.is_none();
-            match self.connect(snapshot, upstream, index, may_reuse).await {
-                Err(ConnectError::Refused | ConnectError::Late) if tries.left > 0 => {
-                    self.count_retry(snapshot, upstream, index, tries);
+            let call = self
+                .connect(snapshot, upstream, index, may_reuse, trial, tries)
+                .await;
+            match call {
+                Err(error @ (ConnectError::Refused | ConnectError::Late)) => {
+                    let cause = Cause::Connect;
+                    if !self.retry(snapshot, upstream, index, tries, cause).await {
+                        return Err(error);
+                    }
                 }
                 done => return done,
             }
         }
     }
 
-    /// Another try after a call that failed, with another endpoint if there is one.
-    pub fn count_retry(
+    /// Whether there is another try after a call to this endpoint that failed, with another endpoint if there is one; the
+    /// time before it has passed then. Whether the request may be sent twice is for the caller to know.
+    pub async fn retry(
         &self,
         snapshot: &Snapshot,
         upstream: usize,
         index: usize,
         tries: &mut Tries,
-    ) {
-        tries.left = tries.left.saturating_sub(1);
-        tries.avoid = Some(index);
-        snapshot.endpoint_metrics[upstream][index]
-            .of(self.worker)
-            .retries
-            .add(1);
+        cause: Cause,
+    ) -> bool {
+        if tries.left == 0 || !tries.is_worth(cause) || net::now() >= tries.deadline {
+            return false;
+        }
+        let endpoints = &snapshot.upstreams[upstream];
+        let metrics = snapshot.endpoint_metrics[upstream][index].of(self.worker);
+        let per_second = snapshot.tunables.upstream.retries_per_second_min;
+        if !endpoints.spend_retry(self.worker, net::now().as_ns(), per_second) {
+            metrics.retries_denied.add(1);
+            return false;
+        }
+        let is_first = tries.made == 0;
+        let most = tries.count(index);
+        metrics.retries.add(1);
+        // Another endpoint is asked at once; whoever asks the same ones again gives them time.
+        if !(is_first && endpoints.endpoints.len() > 1) && !most.is_zero() {
+            net::sleep_until(net::now() + jittered(most, self.random())).await;
+        }
+        true
     }
 
     /// A connection to this endpoint: a waiting one, or, if `may_reuse` is false or none waits, a new one.
@@ -150,6 +217,8 @@ impl Caller {
         upstream: usize,
         index: usize,
         may_reuse: bool,
+        mut trial: Trial<'s>,
+        tries: &Tries,
     ) -> Result<Call<'s>, ConnectError> {
         let endpoint = &snapshot.upstreams[upstream].endpoints[index];
         let metrics = &snapshot.endpoint_metrics[upstream][index];
@@ -168,10 +237,10 @@ impl Caller {
                 endpoint,
                 metrics,
                 active,
+                trial,
             });
         }
-        let limits = &snapshot.tunables.upstream;
-        let deadline = net::now() + limits.connect_timeout;
+        let deadline = tries.try_ends.min(net::now() + tries.connect_timeout);
         let error = match net::timeout(deadline, net::connect(endpoint.address)).await {
             Ok(Ok(stream)) => {
                 let connection = OriginConnection::new(stream, self.worker, Arc::clone(metrics));
@@ -182,15 +251,37 @@ impl Caller {
                     endpoint,
                     metrics,
                     active,
+                    trial,
                 });
             }
             Ok(Err(error)) if is_ours(&error) => return Err(ConnectError::Exhausted),
             Ok(Err(_)) => ConnectError::Refused,
             Err(net::Elapsed) => ConnectError::Late,
         };
-        endpoint.hold((net::now() + limits.failed_hold).as_ns());
+        let hold = snapshot.tunables.upstream.failed_hold;
+        endpoint.hold((net::now() + hold).as_ns());
+        self.conclude(snapshot, upstream, &mut trial, false);
         self.blame(endpoint, metrics, active);
         Err(error)
+    }
+
+    /// The call has brought the head of a response, or it will not: what the breaker of its upstream learns.
+    pub fn conclude(
+        &self,
+        snapshot: &Snapshot,
+        upstream: usize,
+        trial: &mut Trial<'_>,
+        is_good: bool,
+    ) {
+        let name = || &snapshot.upstreams[upstream].name;
+        match trial.settle(is_good, net::now().as_ns()) {
+            Turn::Nothing => {}
+            Turn::Opened => log::warn!(
+                "upstream {}: too many calls fail, nobody is asked for a while",
+                name()
+            ),
+            Turn::Closed => log::info!("upstream {}: it answers again", name()),
+        }
     }
 
     /// The call has brought a whole response; its connection can serve another one if both sides let it live.
@@ -214,6 +305,56 @@ impl Caller {
     }
 }
 
+impl Default for Tries {
+    /// One try, with all the time there is.
+    fn default() -> Self {
+        Self {
+            left: 0,
+            on: RetryOn::default(),
+            connect_timeout: Duration::MAX,
+            per_try: None,
+            backoff: Duration::ZERO,
+            deadline: Instant::NEVER,
+            avoid: None,
+            renew: None,
+            made: 0,
+            try_ends: Instant::NEVER,
+        }
+    }
+}
+
+impl Tries {
+    fn start(&mut self, now: Instant) {
+        let try_ends = self.per_try.map_or(Instant::NEVER, |per_try| now + per_try);
+        self.try_ends = self.deadline.min(try_ends);
+    }
+
+    fn is_worth(&self, cause: Cause) -> bool {
+        match cause {
+            Cause::Connect => self.on.connect,
+            Cause::Reset => self.on.reset,
+            Cause::ServerError => self.on.server_error,
+            Cause::Timeout => self.on.timeout,
+        }
+    }
+
+    /// One more; the longest time before it.
+    fn count(&mut self, index: usize) -> Duration {
+        let doubled = 1 << self.made.min(BACKOFF_DOUBLED_MAX);
+        self.left = self.left.saturating_sub(1);
+        self.made += 1;
+        self.avoid = Some(index);
+        self.backoff * doubled
+    }
+}
+
+/// Any time up to the longest ("full jitter": Brooker, Exponential Backoff And Jitter, 2015): who failed together does not
+/// come back together.
+fn jittered(most: Duration, random: u64) -> Duration {
+    let most_ns = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos((u128::from(random) * u128::from(most_ns) >> 64) as u64)
+}
+
 /// What connect(2) and socket(2) say when it is this host that has run out of something.
 fn is_ours(error: &io::Error) -> bool {
     matches!(
@@ -224,7 +365,8 @@ fn is_ours(error: &io::Error) -> bool {
 
 /// Reads the head of the response, an interim one or the final one, while the request is being sent.
 ///
-/// The endpoint's time starts when it has the whole request. When it takes no more of it, it may have answered already.
+/// The endpoint's time starts when it has the whole request, but no call goes on beyond its latest. When it takes no more of the
+/// request, it may have answered already.
 ///
 /// # Errors
 /// See [`AnswerError`].
@@ -234,17 +376,17 @@ pub async fn answer(
     response: &mut ResponseHead,
     method: Method,
     limits: &Limits,
-    timeout: Duration,
+    times: Times,
 ) -> Result<(), AnswerError> {
     let mut parse = |bytes: &[u8]| response.parse(bytes, method, limits);
     if !upload.is_done() {
-        match net::select(upload.run(), reader.head(Instant::NEVER, &mut parse)).await {
+        match net::select(upload.run(), reader.head(times.latest, &mut parse)).await {
             Either::Left(Ok(()) | Err(TransferError::Sink | TransferError::SinkLate)) => {}
             Either::Left(Err(error)) => return Err(AnswerError::Upload(error)),
             Either::Right(head) => return head.map_err(AnswerError::Head),
         }
     }
-    let deadline = net::now() + timeout;
+    let deadline = times.latest.min(net::now() + times.head);
     reader
         .head(deadline, &mut parse)
         .await

@@ -16,6 +16,7 @@ mod names;
 mod pattern;
 mod policy;
 mod problem;
+mod resilience;
 mod route;
 mod settings;
 mod source;
@@ -35,6 +36,7 @@ use sha2::{Digest, Sha256};
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
+pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
 pub use crate::tunable::Origin;
@@ -268,10 +270,10 @@ pub struct Route {
     /// Indices into `Config::policies`, in the order in which they run.
     pub policies: Vec<usize>,
     pub action: Action,
-    /// Whole exchange, from the end of the request's head to the end of the response.
-    pub exchange_timeout: Option<Duration>,
-    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
-    pub retries: Option<u32>,
+    pub timeout: Timeout,
+    pub retry: Retry,
+    /// Only with an action that asks an upstream.
+    pub hedge: Option<Hedge>,
     pub at: Origin,
 }
 
@@ -394,6 +396,7 @@ pub struct Upstream {
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
+    pub breaker: Option<Breaker>,
     pub at: Origin,
 }
 

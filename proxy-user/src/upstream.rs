@@ -1,12 +1,17 @@
 //! The origins' side at run time: endpoints, whom to ask next, and who is believed to live.
 
 mod balance;
+mod breaker;
+mod budget;
 mod endpoint;
 mod health;
 
 use crate::config::{self, Balance, Config};
 use balance::Schedule;
+use budget::Budget;
+use std::sync::Arc;
 
+pub use breaker::{Breaker, Trial, Turn};
 pub use endpoint::{Active, Endpoint};
 pub use health::{Belief, Health};
 
@@ -17,6 +22,9 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     balance: Balance,
     schedule: Schedule,
+    breaker: Option<Breaker>,
+    /// By worker.
+    budgets: Arc<[Budget]>,
 }
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
@@ -61,7 +69,45 @@ impl Upstream {
             endpoints: endpoints.collect(),
             balance: config.balance,
             schedule: Schedule::new(&weights, workers),
+            breaker: config.breaker.map(|rule| {
+                let earlier = previous.and_then(|earlier| earlier.breaker.as_ref());
+                Breaker::new(rule, workers, earlier)
+            }),
+            budgets: previous
+                .map(|earlier| &earlier.budgets)
+                .filter(|budgets| budgets.len() == workers)
+                .cloned()
+                .unwrap_or_else(|| (0..workers).map(|_| Budget::default()).collect()),
         }
+    }
+
+    /// Lets a call of this worker through, unless the upstream is left alone for now.
+    ///
+    /// # Errors
+    /// Nanoseconds until it may be worth asking again.
+    pub fn admit(&self, worker: usize, now_ns: u64) -> Result<Trial<'_>, u64> {
+        match &self.breaker {
+            Some(breaker) => breaker.admit(worker, now_ns),
+            None => Ok(Trial::NONE),
+        }
+    }
+
+    /// None where none was asked for.
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.breaker.as_ref()
+    }
+
+    /// A request goes to it: what is earned for retries.
+    pub fn earn_retry(&self, worker: usize, percent: u32) {
+        if let Some(budget) = self.budgets.get(worker) {
+            budget.earn(percent);
+        }
+    }
+
+    /// Takes a retry out of what was earned, or of those that are there each second in any case; false when there is none.
+    pub fn spend_retry(&self, worker: usize, now_ns: u64, per_second: u32) -> bool {
+        let budget = self.budgets.get(worker);
+        budget.is_some_and(|budget| budget.spend(now_ns, per_second))
     }
 
     /// Index of the endpoint for the next call of this worker, `random` being any number that nobody can foresee.

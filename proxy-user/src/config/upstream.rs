@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::address::parse_endpoint_address;
 use super::problem::Spot;
+use super::resilience::breaker;
 use super::table::{Section, Value};
 use super::{Balance, Endpoint, PathMatch, Probe, ProbeKind, Upstream};
 use crate::config::pattern::parse_path;
@@ -28,6 +29,7 @@ pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
         .need("endpoints", "endpoints = [\"10.0.0.11:8080\"]")
         .and_then(|value| endpoints(&value));
     let probe = section.find("probe").map(|value| probe(&value));
+    let breaker = section.find("breaker").map(|value| breaker(&value));
     section.later("tls");
     section.finish();
     Some(Upstream {
@@ -36,6 +38,10 @@ pub(super) fn upstream(section: &Section<'_>) -> Option<Upstream> {
         endpoints: endpoints?,
         probe: match probe {
             Some(probe) => Some(probe?),
+            None => None,
+        },
+        breaker: match breaker {
+            Some(breaker) => Some(breaker?),
             None => None,
         },
         at: section.spot.origin(),

@@ -24,6 +24,7 @@ fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
         balance,
         endpoints: endpoints.iter().map(endpoint).collect(),
         probe: Some(probe),
+        breaker: None,
         at: Origin::Default,
     }
 }

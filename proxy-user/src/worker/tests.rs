@@ -8,6 +8,7 @@ mod life;
 mod limit;
 mod origin;
 mod origin_fault;
+mod retry;
 mod sluice;
 mod splice;
 mod tls;
