@@ -1,6 +1,8 @@
 //! One request of ours to one upstream: choose an endpoint, get a connection, send the request, wait for the head of the response.
 
-use std::cell::Cell;
+mod quantile;
+
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use crate::origin::{OriginConnection, Pool};
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
 use crate::upstream::{Active, Endpoint, Trial, Turn};
+use quantile::Quantile;
 
 /// How often the time before a retry is doubled: beyond, a client has waited long enough.
 const BACKOFF_DOUBLED_MAX: u32 = 4;
@@ -24,6 +27,14 @@ pub struct Caller {
     pool: Pool,
     reports: Sender,
     random: Cell<u64>,
+    long_calls: RefCell<LongCalls>,
+}
+
+/// How long the calls of each route take, as far as somebody wants to know; learned anew in each generation.
+#[derive(Default)]
+struct LongCalls {
+    generation: u64,
+    by_route: Vec<Quantile>,
 }
 
 /// A call under way: dropped, its connection is closed; see [`Call::succeed`] and [`Call::fail`].
@@ -114,6 +125,7 @@ impl Caller {
             pool: Pool::default(),
             reports,
             random: Cell::new(seed | 1),
+            long_calls: RefCell::default(),
         }
     }
 
@@ -190,21 +202,72 @@ impl Caller {
         if tries.left == 0 || !tries.is_worth(cause) || net::now() >= tries.deadline {
             return false;
         }
-        let endpoints = &snapshot.upstreams[upstream];
-        let metrics = snapshot.endpoint_metrics[upstream][index].of(self.worker);
-        let per_second = snapshot.tunables.upstream.retries_per_second_min;
-        if !endpoints.spend_retry(self.worker, net::now().as_ns(), per_second) {
-            metrics.retries_denied.add(1);
+        if !self.spend(snapshot, upstream, index) {
             return false;
         }
-        let is_first = tries.made == 0;
-        let most = tries.count(index);
-        metrics.retries.add(1);
         // Another endpoint is asked at once; whoever asks the same ones again gives them time.
-        if !(is_first && endpoints.endpoints.len() > 1) && !most.is_zero() {
-            net::sleep_until(net::now() + jittered(most, self.random())).await;
+        let is_at_once = tries.made == 0 && snapshot.upstreams[upstream].endpoints.len() > 1;
+        let wait = tries.count(index);
+        let metrics = &snapshot.endpoint_metrics[upstream][index];
+        metrics.of(self.worker).retries.add(1);
+        if !is_at_once && !wait.is_zero() {
+            net::sleep_until(net::now() + jittered(wait, self.random())).await;
         }
         true
+    }
+
+    /// A call beside the one to this endpoint, which takes long; None where the budget of retries is spent, or nobody is there.
+    pub async fn begin_hedge<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        upstream: usize,
+        tries: &mut Tries,
+    ) -> Option<Call<'s>> {
+        if !self.spend(snapshot, upstream, tries.avoid?) {
+            return None;
+        }
+        let call = self.begin(snapshot, upstream, tries).await.ok()?;
+        call.metrics.of(self.worker).hedges.add(1);
+        Some(call)
+    }
+
+    /// A call was the first to be answered, and not the first to be made.
+    pub fn count_hedge_won(&self, call: &Call<'_>) {
+        call.metrics.of(self.worker).hedges_won.add(1);
+    }
+
+    /// What is long for a call of this route, once enough is known.
+    pub fn long_call(&self, snapshot: &Snapshot, route: usize) -> Option<Duration> {
+        let long_calls = self.long_calls.borrow();
+        let is_known = long_calls.generation == snapshot.generation;
+        let quantile = long_calls.by_route.get(route).filter(|_| is_known)?;
+        quantile.estimate_ns().map(Duration::from_nanos)
+    }
+
+    /// A call of this route took so long, of which `percent` of a hundred are to be below what is called long.
+    pub fn learn_call(&self, snapshot: &Snapshot, route: usize, took: Duration, percent: u32) {
+        let mut long_calls = self.long_calls.borrow_mut();
+        if long_calls.generation != snapshot.generation {
+            *long_calls = LongCalls {
+                generation: snapshot.generation,
+                by_route: vec![Quantile::default(); snapshot.config.routes.len()],
+            };
+        }
+        if let Some(quantile) = long_calls.by_route.get_mut(route) {
+            quantile.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), percent);
+        }
+    }
+
+    /// Takes one retry out of the budget of an upstream.
+    fn spend(&self, snapshot: &Snapshot, upstream: usize, index: usize) -> bool {
+        let per_second = snapshot.tunables.upstream.retries_per_second_min;
+        let now_ns = net::now().as_ns();
+        let is_spent = snapshot.upstreams[upstream].spend_retry(self.worker, now_ns, per_second);
+        if !is_spent {
+            let metrics = &snapshot.endpoint_metrics[upstream][index];
+            metrics.of(self.worker).retries_denied.add(1);
+        }
+        is_spent
     }
 
     /// A connection to this endpoint: a waiting one, or, if `may_reuse` is false or none waits, a new one.
@@ -324,6 +387,18 @@ impl Default for Tries {
 }
 
 impl Tries {
+    /// For one call beside that to this endpoint.
+    #[must_use]
+    pub fn beside(self, index: usize) -> Self {
+        Self {
+            left: 0,
+            made: self.made + 1,
+            avoid: Some(index),
+            renew: None,
+            ..self
+        }
+    }
+
     fn start(&mut self, now: Instant) {
         let try_ends = self.per_try.map_or(Instant::NEVER, |per_try| now + per_try);
         self.try_ends = self.deadline.min(try_ends);
@@ -352,7 +427,7 @@ impl Tries {
 /// come back together.
 fn jittered(most: Duration, random: u64) -> Duration {
     let most_ns = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-    Duration::from_nanos((u128::from(random) * u128::from(most_ns) >> 64) as u64)
+    Duration::from_nanos(((u128::from(random) * u128::from(most_ns)) >> 64) as u64)
 }
 
 /// What connect(2) and socket(2) say when it is this host that has run out of something.
@@ -372,14 +447,14 @@ fn is_ours(error: &io::Error) -> bool {
 /// See [`AnswerError`].
 pub async fn answer(
     reader: &mut Reader<'_>,
-    upload: &mut Transfer<'_, '_>,
+    upload: Option<&mut Transfer<'_, '_>>,
     response: &mut ResponseHead,
     method: Method,
     limits: &Limits,
     times: Times,
 ) -> Result<(), AnswerError> {
     let mut parse = |bytes: &[u8]| response.parse(bytes, method, limits);
-    if !upload.is_done() {
+    if let Some(upload) = upload.filter(|upload| !upload.is_done()) {
         match net::select(upload.run(), reader.head(times.latest, &mut parse)).await {
             Either::Left(Ok(()) | Err(TransferError::Sink | TransferError::SinkLate)) => {}
             Either::Left(Err(error)) => return Err(AnswerError::Upload(error)),

@@ -147,33 +147,25 @@ pub(super) fn retry(value: &Value<'_>) -> Option<Retry> {
 }
 
 fn retry_on(value: &Value<'_>) -> Option<RetryOn> {
-    const NONE: RetryOn = RetryOn {
-        connect: false,
-        reset: false,
-        server_error: false,
-        timeout: false,
-    };
-    let words: [(&str, fn(&mut RetryOn)); 4] = [
-        ("connect", |on| on.connect = true),
-        ("reset", |on| on.reset = true),
-        ("5xx", |on| on.server_error = true),
-        ("timeout", |on| on.timeout = true),
-    ];
-    let (mut on, mut is_good) = (NONE, true);
-    for item in value.one_or_more()? {
-        match item.word(&words, &[]) {
-            Some(set) => set(&mut on),
-            None => is_good = false,
-        }
-    }
-    if is_good && on == NONE {
+    let words = ["connect", "reset", "5xx", "timeout"];
+    let items = value.one_or_more()?;
+    let words = words.map(|word| (word, word));
+    // All of them are looked at before the first wrong one ends it.
+    let named: Vec<Option<&str>> = items.iter().map(|item| item.word(&words, &[])).collect();
+    let named: Vec<&str> = named.into_iter().collect::<Option<_>>()?;
+    if named.is_empty() {
         return value.spot.refuse(
             "`on` names no failure",
             "",
             Some("to try nothing again, write retries = 0".to_owned()),
         );
     }
-    is_good.then_some(on)
+    Some(RetryOn {
+        connect: named.contains(&"connect"),
+        reset: named.contains(&"reset"),
+        server_error: named.contains(&"5xx"),
+        timeout: named.contains(&"timeout"),
+    })
 }
 
 /// `{ after = "p95", max = 1 }`, or a time in place of the percentile.

@@ -1,5 +1,7 @@
 //! The action `upstream`: the request goes to an endpoint, the response comes back, and either body streams meanwhile.
 
+mod hedge;
+
 use std::time::Duration;
 
 use super::{Exchange, Next, settle};
@@ -12,7 +14,7 @@ use crate::message::{
     Answer, CONTINUE, Forward, Framing, Limits, Reject, Reply, RequestHead, ResponseHead,
 };
 use crate::net::{self, Either, Instant};
-use crate::upstream;
+use crate::upstream::{self, Trial};
 
 /// Interim responses (1xx) before the final one; an origin that sends more has gone astray.
 const INTERIMS_MAX: usize = 16;
@@ -60,6 +62,8 @@ enum Outcome {
 #[derive(Clone, Copy)]
 struct Relay<'r> {
     exchange: &'r Exchange<'r>,
+    /// Index in `Config::routes`, and what stands there.
+    route_index: usize,
     route: &'r Route,
     upstream: usize,
     request: &'r RequestHead,
@@ -75,7 +79,7 @@ struct Asked<'a, 'w> {
 /// Relays one exchange to one of these upstreams. If it fails before anything was sent, the client gets an answer of ours.
 pub(super) async fn relay(
     exchange: &Exchange<'_>,
-    route: &Route,
+    route_index: usize,
     choices: &[(usize, u32)],
     request: &RequestHead,
     response: &mut ResponseHead,
@@ -88,7 +92,8 @@ pub(super) async fn relay(
     };
     let relay = Relay {
         exchange,
-        route,
+        route_index,
+        route: &exchange.snapshot.config.routes[route_index],
         upstream,
         request,
     };
@@ -125,7 +130,7 @@ pub(super) async fn relay(
     }
 }
 
-impl Relay<'_> {
+impl<'r> Relay<'r> {
     /// What the route says of tries and times, else the tunables.
     fn tries(&self) -> Tries {
         let (route, tunables) = (self.route, &self.exchange.snapshot.tunables);
@@ -168,17 +173,31 @@ impl Relay<'_> {
             out.queue([CONTINUE.into()]).map_err(|_| Failure::Client)?;
         }
         loop {
+            let mut heard = None;
+            if let Some(hedge) = self.hedge() {
+                // Boxed: whoever is not hedged needs no room for it.
+                let (raced, answered) = Box::pin(self.race(call, tries, response, hedge)).await;
+                (call, heard) = (raced, Some(answered));
+            }
             let (index, is_reused) = (call.index, call.is_reused);
-            let outcome = match self.ask(&mut call, tries, response, body).await {
-                Err(failure) => Outcome::Failed(failure),
-                Ok(asked) => {
-                    let is_tried = response.status() >= 500 && is_idempotent && asked.can_repeat();
-                    let cause = Cause::ServerError;
-                    if is_tried && caller.retry(snapshot, upstream, index, tries, cause).await {
-                        let is_fit = asked.is_over(response, &snapshot.response_limits);
-                        Outcome::Again { is_fit }
-                    } else {
-                        Outcome::Passed(self.pass(asked, response).await)
+            let outcome = {
+                let asked = match heard {
+                    None => self.ask(&mut call, tries, response, body).await,
+                    Some(Ok(())) => Ok(Asked::raced(&mut call)),
+                    Some(Err(failure)) => Err(failure),
+                };
+                match asked {
+                    Err(failure) => Outcome::Failed(failure),
+                    Ok(asked) => {
+                        let may_repeat = is_idempotent && asked.can_repeat();
+                        let is_tried = response.status() >= 500 && may_repeat;
+                        let cause = Cause::ServerError;
+                        if is_tried && caller.retry(snapshot, upstream, index, tries, cause).await {
+                            let is_fit = asked.forget(response, &snapshot.response_limits);
+                            Outcome::Again { is_fit }
+                        } else {
+                            Outcome::Passed(self.pass(asked, response).await)
+                        }
                     }
                 }
             };
@@ -187,24 +206,36 @@ impl Relay<'_> {
                 Outcome::Again { is_fit } => caller.succeed(call, is_fit, self.idle_max()),
                 Outcome::Failed(failure) => {
                     let may_repeat = is_idempotent && body.can_rewind();
-                    if may_repeat && is_reused && failure.is_stale() {
+                    let is_stale = may_repeat && is_reused && failure.is_stale();
+                    if is_stale {
                         // The endpoint closed a connection that had waited too long: nobody's failure.
                         drop(call);
                         tries.renew = Some(index);
                     } else {
                         self.blame(call, &failure);
-                        let Some(cause) = failure.cause().filter(|_| may_repeat) else {
-                            return Err(failure);
-                        };
-                        if !caller.retry(snapshot, upstream, index, tries, cause).await {
-                            return Err(failure);
-                        }
+                        self.retry(tries, index, failure, may_repeat).await?;
                     }
                 }
             }
             body.rewind();
             call = caller.begin(snapshot, upstream, tries).await?;
         }
+    }
+
+    /// Waits for another try after a call that failed, if there is one.
+    async fn retry(
+        &self,
+        tries: &mut Tries,
+        index: usize,
+        failure: Failure,
+        may_repeat: bool,
+    ) -> Result<(), Failure> {
+        let (caller, snapshot) = (self.exchange.gateway.caller(), self.exchange.snapshot);
+        let Some(cause) = failure.cause().filter(|_| may_repeat) else {
+            return Err(failure);
+        };
+        let retry = caller.retry(snapshot, self.upstream, index, tries, cause);
+        if retry.await { Ok(()) } else { Err(failure) }
     }
 
     /// Has a body kept that may be sent again, if it is not known to be too long.
@@ -234,23 +265,10 @@ impl Relay<'_> {
         let encoder = BodyEncoder::new(self.request.framing());
         let pace = upload_pace(exchange, route);
         let mut upload = Transfer::new(head, body, encoder, origin, pace);
-        let first_byte = route.timeout.first_byte;
-        let times = Times {
-            head: first_byte.unwrap_or(exchange.snapshot.tunables.upstream.head_timeout),
-            latest: tries.try_ends,
-        };
         let answered = self
-            .await_final(&mut reader, &mut upload, response, times)
+            .await_final(&mut reader, Some(&mut upload), response, self.times(tries))
             .await;
-        let verdict = match &answered {
-            Ok(()) => Some(response.status() < 500),
-            Err(failure) if call.is_reused && failure.is_stale() => None,
-            Err(failure) => failure.is_by_origin().then_some(false),
-        };
-        if let Some(is_good) = verdict {
-            let (caller, snapshot) = (exchange.gateway.caller(), exchange.snapshot);
-            caller.conclude(snapshot, self.upstream, &mut call.trial, is_good);
-        }
+        self.conclude(call.is_reused, &mut call.trial, &answered, response);
         answered?;
         Ok(Asked {
             reader,
@@ -258,11 +276,37 @@ impl Relay<'_> {
         })
     }
 
+    fn times(&self, tries: &Tries) -> Times {
+        let first_byte = self.route.timeout.first_byte;
+        Times {
+            head: first_byte.unwrap_or(self.exchange.snapshot.tunables.upstream.head_timeout),
+            latest: tries.try_ends,
+        }
+    }
+
+    /// What the breaker of the upstream learns from how a call was answered.
+    fn conclude(
+        &self,
+        is_reused: bool,
+        trial: &mut Trial<'_>,
+        answered: &Result<(), Failure>,
+        response: &ResponseHead,
+    ) {
+        let is_good = match answered {
+            Ok(()) => response.status() < 500,
+            Err(failure) if !failure.is_by_origin() => return,
+            Err(failure) if is_reused && failure.is_stale() => return,
+            Err(_) => false,
+        };
+        let (caller, snapshot) = (self.exchange.gateway.caller(), self.exchange.snapshot);
+        caller.conclude(snapshot, self.upstream, trial, is_good);
+    }
+
     /// Reads heads up to the final one, and passes the others on.
     async fn await_final(
         &self,
         reader: &mut Reader<'_>,
-        upload: &mut Transfer<'_, '_>,
+        mut upload: Option<&mut Transfer<'_, '_>>,
         response: &mut ResponseHead,
         times: Times,
     ) -> Result<(), Failure> {
@@ -270,6 +314,7 @@ impl Relay<'_> {
         let method = self.request.method();
         response.restart();
         for _ in 0..=INTERIMS_MAX {
+            let upload = upload.as_deref_mut();
             call::answer(reader, upload, response, method, limits, times).await?;
             if !response.is_interim() {
                 return Ok(());
@@ -363,14 +408,23 @@ impl Relay<'_> {
     }
 }
 
-impl Asked<'_, '_> {
+impl<'a> Asked<'a, '_> {
+    /// Of a call that was heard already, to a request without a body.
+    fn raced(call: &'a mut Call<'_>) -> Self {
+        let (reader, _) = call.connection.wire.split();
+        Self {
+            reader,
+            upload: None,
+        }
+    }
+
     /// Nothing of the request is lost: it can be sent once more.
     fn can_repeat(&self) -> bool {
         self.upload.as_ref().is_none_or(Transfer::can_repeat)
     }
 
-    /// The whole response has come, which nobody wants to see: its connection is fit for another call.
-    fn is_over(self, response: &ResponseHead, limits: &Limits) -> bool {
+    /// Reads over a response that nobody is to see; whether all of it is here, and its connection fit for another call.
+    fn forget(self, response: &ResponseHead, limits: &Limits) -> bool {
         let decoder = BodyDecoder::new(response.framing(), limits);
         let mut body = self.reader.body(decoder);
         while let Ok(Some(_)) = body.ready() {}
