@@ -222,11 +222,12 @@ mod tests {
 
     /// Calls with these ends (`+` good, `-` bad); the last one's verdict.
     fn feed(breaker: &Breaker, worker: usize, ends: &str, now_ns: u64) -> Turn {
-        let turns = ends.chars().map(|end| {
+        let mut last = Turn::Nothing;
+        for end in ends.chars() {
             let mut trial = breaker.admit(worker, now_ns).expect("closed");
-            trial.settle(end == '+', now_ns)
-        });
-        turns.last().expect("a call")
+            last = trial.settle(end == '+', now_ns);
+        }
+        last
     }
 
     #[test]
