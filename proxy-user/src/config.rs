@@ -19,6 +19,7 @@ mod pattern;
 mod policy;
 mod probe;
 mod problem;
+mod resilience;
 mod route;
 mod settings;
 mod source;
@@ -42,6 +43,7 @@ pub use diagnostic::{Diagnostic, Place, Severity};
 pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
+pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
@@ -276,10 +278,10 @@ pub struct Route {
     /// Indices into `Config::policies`, in the order in which they run.
     pub policies: Vec<usize>,
     pub action: Action,
-    /// Whole exchange, from the end of the request's head to the end of the response.
-    pub exchange_timeout: Option<Duration>,
-    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
-    pub retries: Option<u32>,
+    pub timeout: Timeout,
+    pub retry: Retry,
+    /// Only with an action that asks an upstream.
+    pub hedge: Option<Hedge>,
     pub at: Origin,
 }
 
@@ -409,6 +411,7 @@ pub struct Upstream {
     pub endpoints: Vec<Endpoint>,
     pub probe: Option<Probe>,
     pub health: Health,
+    pub breaker: Option<Breaker>,
     pub at: Origin,
 }
 
@@ -426,6 +429,7 @@ impl Upstream {
             endpoints,
             probe: None,
             health: Health::default(),
+            breaker: None,
             at: Origin::Default,
         }
     }

@@ -168,7 +168,7 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     }
     match &route.action {
         Action::Upstream(choices) => {
-            relay::relay(&exchange, route, choices, request, response, &mut body).await
+            relay::relay(&exchange, index, choices, request, response, &mut body).await
         }
         Action::Respond {
             status,

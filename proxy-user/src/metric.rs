@@ -226,6 +226,12 @@ pub struct EndpointShard {
     pub failures: Counter,
     /// Calls that were tried again because the one before failed.
     pub retries: Counter,
+    /// Calls that would have been tried again, had there been more of a budget.
+    pub retries_denied: Counter,
+    /// Calls begun because the one before took long.
+    pub hedges: Counter,
+    /// Those of them that answered first.
+    pub hedges_won: Counter,
     /// Connections opened.
     pub connects: Counter,
     /// Connections open now, in use or idle.

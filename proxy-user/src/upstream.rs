@@ -1,6 +1,8 @@
 //! The origins' side at run time: endpoints, whom to ask next, and who is believed to live.
 
 mod balance;
+mod breaker;
+mod budget;
 mod choose;
 mod endpoint;
 mod group;
@@ -19,10 +21,12 @@ use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::config::{self, Balance, Config, Hashing, PathMatch};
 use crate::message::RequestHead;
+use budget::Budget;
 use endpoint::Total;
 use group::Group;
 use sticky::Sticky;
 
+pub use breaker::{Breaker, Trial, Turn};
 pub use choose::{Ask, Choice, Entry, Wish};
 pub use endpoint::{Active, Endpoint, SHARE_WHOLE};
 pub use health::{Belief, Health};
@@ -56,6 +60,9 @@ pub struct Upstream {
     pub waiting: config::Queue,
     counts_total: bool,
     total: Arc<Total>,
+    breaker: Option<Breaker>,
+    /// By worker.
+    budgets: Arc<[Budget]>,
 }
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
@@ -139,6 +146,15 @@ impl Upstream {
             waiting: config.queue,
             counts_total: has_limits || is_bounded,
             total: previous.map_or_else(Arc::default, |earlier| Arc::clone(&earlier.total)),
+            breaker: config.breaker.map(|rule| {
+                let earlier = previous.and_then(|earlier| earlier.breaker.as_ref());
+                Breaker::new(rule, workers, earlier)
+            }),
+            budgets: previous
+                .map(|earlier| &earlier.budgets)
+                .filter(|budgets| budgets.len() == workers)
+                .cloned()
+                .unwrap_or_else(|| (0..workers).map(|_| Budget::default()).collect()),
         };
         upstream.settle();
         upstream
@@ -168,6 +184,35 @@ impl Upstream {
             return None;
         }
         sticky.set_cookie(endpoint, is_tls)
+    }
+
+    /// Lets a call of this worker through, unless the upstream is left alone for now.
+    ///
+    /// # Errors
+    /// Nanoseconds until it may be worth asking again.
+    pub fn admit(&self, worker: usize, now_ns: u64) -> Result<Trial<'_>, u64> {
+        match &self.breaker {
+            Some(breaker) => breaker.admit(worker, now_ns),
+            None => Ok(Trial::NONE),
+        }
+    }
+
+    /// None where none was asked for.
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.breaker.as_ref()
+    }
+
+    /// A request goes to it: what is earned for retries.
+    pub fn earn_retry(&self, worker: usize, percent: u32) {
+        if let Some(budget) = self.budgets.get(worker) {
+            budget.earn(percent);
+        }
+    }
+
+    /// Takes a retry out of what was earned, or of those that are there each second in any case; false when there is none.
+    pub fn spend_retry(&self, worker: usize, now_ns: u64, per_second: u32) -> bool {
+        let budget = self.budgets.get(worker);
+        budget.is_some_and(|budget| budget.spend(now_ns, per_second))
     }
 
     /// Those who wait for room.

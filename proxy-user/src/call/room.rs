@@ -2,30 +2,34 @@
 
 use std::time::Duration;
 
-use super::ConnectError;
+use super::{ConnectError, Room};
 use crate::net;
 use crate::tunable::Tunables;
-use crate::upstream::{Active, Ask, Entry, Upstream};
+use crate::upstream::{Ask, Entry, Upstream};
 
 /// How often whoever waits looks for room that nobody left: an endpoint came back, a limit was raised.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Begins a call to an endpoint that `ask` chooses. Where all that it may have are full, or others wait already, it takes
-/// its turn in the line.
+/// its turn in the line, if it may wait.
 ///
 /// # Errors
 /// `NoEndpoint`, `Full` and `PendingLate` of [`ConnectError`].
 pub(super) async fn enter<'u>(
     upstream: &'u Upstream,
     tunables: &Tunables,
+    may_wait: bool,
     ask: impl Fn() -> Ask,
-) -> Result<(usize, Active<'u>), ConnectError> {
+) -> Result<Room<'u>, ConnectError> {
     if upstream.queue().is_empty() {
         match upstream.enter(&ask()) {
             Entry::Begun(index, active) => return Ok((index, active)),
             Entry::Nobody => return Err(ConnectError::NoEndpoint),
             Entry::Full => {}
         }
+    }
+    if !may_wait {
+        return Err(ConnectError::Full);
     }
     // Boxed, as it is rare, and each connection's task is as large as its largest state.
     Box::pin(wait(upstream, tunables, ask)).await
@@ -35,7 +39,7 @@ async fn wait<'u>(
     upstream: &'u Upstream,
     tunables: &Tunables,
     ask: impl Fn() -> Ask,
-) -> Result<(usize, Active<'u>), ConnectError> {
+) -> Result<Room<'u>, ConnectError> {
     let (since, waiting) = (net::now(), &upstream.waiting);
     let deadline = since + waiting.wait.unwrap_or(tunables.upstream.pending_timeout);
     let pending_max = waiting.pending_max.unwrap_or(tunables.upstream.pending_max);

@@ -107,7 +107,7 @@ fn the_full_example_loads_as_it_is_meant() {
     assert_eq!(orders.policies, [0, 1]);
     assert_eq!(orders.action, Action::Upstream(vec![(0, 95), (1, 5)]));
     assert_eq!(
-        (orders.retries, orders.exchange_timeout),
+        (orders.retry.retries, orders.timeout.exchange),
         (Some(2), Some(Duration::from_secs(10)))
     );
     assert_eq!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::address::parse_endpoint_address;
 use super::context::Context;
 use super::problem::Spot;
+use super::resilience::breaker;
 use super::table::{Section, Value, optional};
 use super::{Endpoint, Queue, Upstream, balance, health, probe, sticky};
 
@@ -53,6 +54,7 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let probe = section.find("probe");
     let probe = optional(probe.map(|value| probe::probe(&value, context)));
     let health = health::health(section);
+    let breaker = optional(section.find("breaker").map(|value| breaker(&value)));
     section.later("tls");
     section.finish();
     if let (Some(value), Some(None), Some(None), Some(endpoints)) =
@@ -75,6 +77,7 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
         endpoints: endpoints?,
         probe: probe?,
         health: health?,
+        breaker: breaker?,
         at: section.spot.origin(),
     })
 }

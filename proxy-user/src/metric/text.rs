@@ -300,7 +300,7 @@ impl Page<'_> {
     fn endpoints(&mut self, endpoints: &Series<[String; 2], Endpoint>) -> Result<(), Error> {
         let endpoints = locked(endpoints);
         type Part = fn(&EndpointShard) -> u64;
-        let counters: [(&str, &str, Part); 6] = [
+        let counters: [(&str, &str, Part); 9] = [
             ("upstream_calls", "Calls begun.", |e| e.calls.value()),
             (
                 "upstream_failures",
@@ -309,6 +309,19 @@ impl Page<'_> {
             ),
             ("upstream_retries", "Calls that were tried again.", |e| {
                 e.retries.value()
+            }),
+            (
+                "upstream_retries_denied",
+                "Calls not tried again because the retry budget was spent.",
+                |e| e.retries_denied.value(),
+            ),
+            (
+                "upstream_hedges",
+                "Calls begun because the one before took long.",
+                |e| e.hedges.value(),
+            ),
+            ("upstream_hedges_won", "Hedges that answered first.", |e| {
+                e.hedges_won.value()
             }),
             ("upstream_connects", "Connections opened.", |e| {
                 e.connects.value()

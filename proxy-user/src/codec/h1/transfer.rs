@@ -96,6 +96,11 @@ impl<'t, 'w> Transfer<'t, 'w> {
         self.is_done
     }
 
+    /// The whole body, as far as it has gone, can be sent once more.
+    pub fn can_repeat(&self) -> bool {
+        self.body.can_rewind()
+    }
+
     /// Looks at what has arrived of the body, so that a fault in it is known before the head is sent.
     ///
     /// # Errors
