@@ -61,7 +61,14 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        writeln!(text, "upstream {}:", upstream.name)?;
+        let breaker = upstream.breaker.as_ref();
+        let breaker = breaker.map(|state| format!(" (breaker {state})"));
+        writeln!(
+            text,
+            "upstream {}{}:",
+            upstream.name,
+            breaker.unwrap_or_default()
+        )?;
         for endpoint in &upstream.endpoints {
             let health = match (endpoint.probed, endpoint.healthy) {
                 (false, _) => "not probed",
@@ -101,6 +108,14 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             joined(status.datapath.lost.iter())
         )?;
     }
+    let overload = status.overload.iter().map(|signal| {
+        let stage = match signal.stage.as_str() {
+            "none" => String::new(),
+            stage => format!(", stage {stage}"),
+        };
+        format!("{} {} %{stage}", signal.signal, signal.used_percent)
+    });
+    writeln!(text, "used: {}", joined(overload))?;
     let limits = &status.limits;
     writeln!(
         text,

@@ -11,6 +11,7 @@ use super::message::Start;
 use crate::config::ListenerMode;
 use crate::datapath::Interface;
 use crate::metric::Registry;
+use crate::overload::{Signal, Stage};
 use crate::snapshot::Snapshot;
 
 /// A running Sluice.
@@ -31,7 +32,17 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
     pub bans: u64,
+    pub overload: Vec<Overload>,
     pub limits: Limits,
+}
+
+/// What one signal of overload says, in the worst worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Overload {
+    pub signal: String,
+    pub used_percent: i64,
+    /// What is left off because of it; `none` is nothing.
+    pub stage: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +58,8 @@ pub struct Listener {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Upstream {
     pub name: String,
+    /// `open` while nobody is asked because too many calls failed, else `closed`; absent where there is no breaker.
+    pub breaker: Option<String>,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -118,8 +131,23 @@ impl Facts<'_> {
                 flows: self.flows,
             },
             bans: self.bans,
+            overload: self.overload(),
             limits: self.limits(),
         }
+    }
+
+    fn overload(&self) -> Vec<Overload> {
+        let signals = Signal::ALL.into_iter().zip(self.registry.overload());
+        let told = signals.map(|(signal, (used_percent, stage))| {
+            let stage = usize::try_from(stage).ok();
+            let stage = stage.and_then(|stage| Stage::ALL.get(stage));
+            Overload {
+                signal: signal.word().to_owned(),
+                used_percent,
+                stage: stage.map_or("none", |stage| stage.word()).to_owned(),
+            }
+        });
+        told.collect()
     }
 
     fn listeners(&self) -> Vec<Listener> {
@@ -163,6 +191,9 @@ impl Facts<'_> {
             });
             Upstream {
                 name: upstream.name.clone(),
+                breaker: upstream
+                    .breaker()
+                    .map(|breaker| if breaker.is_open() { "open" } else { "closed" }.to_owned()),
                 endpoints: endpoints.collect(),
             }
         });
