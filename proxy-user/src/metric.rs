@@ -42,6 +42,11 @@ impl Gauge {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
+    /// Becomes `n`. Only ever called by the one thread that owns this gauge.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Relaxed);
+    }
+
     /// The present value; any thread.
     pub fn value(&self) -> i64 {
         self.0.load(Relaxed)
@@ -116,7 +121,27 @@ pub struct Worker {
     pub reports_dropped: Counter,
     /// Connections closed because their source was banned.
     pub connections_banned: Counter,
+    /// By signal, in the order of `overload::Signal::ALL`.
+    pub overload: [Overload; 3],
     rejected: Rejected,
+}
+
+/// What one signal of overload says to one worker.
+#[derive(Debug, Default)]
+pub struct Overload {
+    pub used_percent: Gauge,
+    /// Number of the stage, 0 for none.
+    pub stage: Gauge,
+    /// Times that each stage was entered, from above or below.
+    pub entered: [Counter; 5],
+}
+
+impl Overload {
+    /// Notes the present state.
+    pub fn set(&self, used_percent: u32, stage: usize) {
+        self.used_percent.set(used_percent.into());
+        self.stage.set(i64::try_from(stage).unwrap_or(0));
+    }
 }
 
 impl Worker {
@@ -332,6 +357,23 @@ impl Registry {
     /// The counters of the worker of this index.
     pub fn worker(&self, index: usize) -> Arc<Worker> {
         Arc::clone(&self.workers[index.min(self.workers.len() - 1)])
+    }
+
+    /// The worst that any worker says of each signal of overload: percent used, and number of the stage.
+    pub fn overload(&self) -> [(i64, i64); 3] {
+        let worst = |signal: usize, part: fn(&Overload) -> &Gauge| {
+            let workers = self.workers.iter();
+            workers
+                .map(|worker| part(&worker.overload[signal]).value())
+                .max()
+                .unwrap_or(0)
+        };
+        [0, 1, 2].map(|signal| {
+            (
+                worst(signal, |overload| &overload.used_percent),
+                worst(signal, |overload| &overload.stage),
+            )
+        })
     }
 
     /// The counters of a listener, made when its name is new.

@@ -84,6 +84,14 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             joined(status.datapath.lost.iter())
         )?;
     }
+    let overload = status.overload.iter().map(|signal| {
+        let stage = match signal.stage.as_str() {
+            "none" => String::new(),
+            stage => format!(", stage {stage}"),
+        };
+        format!("{} {} %{stage}", signal.signal, signal.used_percent)
+    });
+    writeln!(text, "used: {}", joined(overload))?;
     let limits = &status.limits;
     writeln!(
         text,
@@ -107,7 +115,9 @@ pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt
     } else {
         ""
     };
-    writeln!(text, "upstream {}:{panics}{waits}", upstream.name)?;
+    let breaker = upstream.breaker.as_ref();
+    let breaker = breaker.map_or_else(String::new, |state| format!(" (breaker {state})"));
+    writeln!(text, "upstream {}{breaker}:{panics}{waits}", upstream.name)?;
     for endpoint in &upstream.endpoints {
         let (address, weight) = (endpoint.address, endpoint.weight);
         writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;

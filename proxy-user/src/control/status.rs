@@ -14,6 +14,7 @@ use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::offload::now_ns;
+use crate::overload::{Signal, Stage};
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, SHARE_WHOLE};
 
@@ -35,7 +36,17 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
     pub bans: u64,
+    pub overload: Vec<Overload>,
     pub limits: Limits,
+}
+
+/// What one signal of overload says, in the worst worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Overload {
+    pub signal: String,
+    pub used_percent: i64,
+    /// What is left off because of it; `none` is nothing.
+    pub stage: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,6 +64,8 @@ pub struct Upstream {
     pub name: String,
     /// Health is ignored, because too few endpoints have it.
     pub panics: bool,
+    /// `open` while nobody is asked because too many calls failed, else `closed`; absent where there is no breaker.
+    pub breaker: Option<String>,
     pub endpoints: Vec<Endpoint>,
     /// Calls that may be under way at a time; absent where there is no limit.
     pub calls_max: Option<u32>,
@@ -144,8 +157,23 @@ impl Facts<'_> {
                 flows: self.flows,
             },
             bans: self.bans,
+            overload: self.overload(),
             limits: self.limits(),
         }
+    }
+
+    fn overload(&self) -> Vec<Overload> {
+        let signals = Signal::ALL.into_iter().zip(self.registry.overload());
+        let told = signals.map(|(signal, (used_percent, stage))| {
+            let stage = usize::try_from(stage).ok();
+            let stage = stage.and_then(|stage| Stage::ALL.get(stage));
+            Overload {
+                signal: signal.word().to_owned(),
+                used_percent,
+                stage: stage.map_or("none", |stage| stage.word()).to_owned(),
+            }
+        });
+        told.collect()
     }
 
     fn listeners(&self) -> Vec<Listener> {
@@ -188,6 +216,9 @@ impl Facts<'_> {
             Upstream {
                 name: upstream.name.clone(),
                 panics: upstream.panics(),
+                breaker: upstream
+                    .breaker()
+                    .map(|breaker| if breaker.is_open() { "open" } else { "closed" }.to_owned()),
                 endpoints: endpoints.collect(),
                 calls_max: upstream.calls_max,
                 pending: upstream.queue().facts().pending,

@@ -24,6 +24,10 @@ const INTERIM_TOO_MANY: Reject = Reject {
     reason: "interim_too_many",
 };
 
+/// See [`Pace::batch_bytes_max`].
+const BATCH_BYTES_MAX: usize = 128 << 10;
+const BATCH_BYTES_LEAN: usize = 8 << 10;
+
 /// Why there is no whole response. Whose fault it is decides what the client is told, and whether another endpoint is asked.
 #[derive(Debug)]
 enum Failure {
@@ -453,6 +457,9 @@ impl<'r> Relay<'r> {
     }
 
     fn idle_max(&self) -> usize {
+        if self.exchange.gateway.overload().closes() {
+            return 0;
+        }
         self.exchange
             .snapshot
             .tunables
@@ -526,24 +533,37 @@ fn pass_interim(
 
 fn upload_pace(exchange: &Exchange<'_>, route: &Route) -> Pace {
     let tunables = &exchange.snapshot.tunables;
+    let (batch_bytes_max, splice_bytes_min) = buffering(exchange);
     Pace {
         wait: route.timeout.idle.unwrap_or(tunables.http.body_timeout),
         rate_min: tunables.http.body_rate_min,
         send: tunables.net.send_timeout,
         bytes_max: tunables.http.body_bytes_max as u64,
-        splice_bytes_min: tunables.net.splice_bytes_min as u64,
+        batch_bytes_max,
+        splice_bytes_min,
     }
 }
 
 fn download_pace(exchange: &Exchange<'_>, route: &Route) -> Pace {
     let tunables = &exchange.snapshot.tunables;
+    let (batch_bytes_max, splice_bytes_min) = buffering(exchange);
     Pace {
         wait: route.timeout.idle.unwrap_or(tunables.upstream.body_timeout),
         rate_min: tunables.upstream.body_rate_min,
         send: tunables.net.send_timeout,
         bytes_max: u64::MAX,
-        splice_bytes_min: tunables.net.splice_bytes_min as u64,
+        batch_bytes_max,
+        splice_bytes_min,
     }
+}
+
+/// How much of a body is sent together, and from how much on it goes through a pipe; both hold memory.
+fn buffering(exchange: &Exchange<'_>) -> (usize, u64) {
+    if exchange.gateway.overload().is_lean() {
+        return (BATCH_BYTES_LEAN, 0);
+    }
+    let splice_bytes_min = exchange.snapshot.tunables.net.splice_bytes_min;
+    (BATCH_BYTES_MAX, splice_bytes_min as u64)
 }
 
 impl Failure {

@@ -30,6 +30,8 @@ pub struct Outside {
     pub listener_traffic: Vec<(String, u64, u64)>,
     /// Packets and bytes that the kernel half sent to each endpoint (upstream, endpoint).
     pub endpoint_traffic: Vec<([String; 2], u64, u64)>,
+    /// Whether the breaker of each upstream that has one is open, and how often it has opened.
+    pub breakers: Vec<(String, bool, u64)>,
     /// Flows in the kernel's table.
     pub flow_entries: Option<u64>,
     /// Slots of the kernel's rings that keep an earlier owner.
@@ -89,11 +91,13 @@ impl Collector for All {
         let mut page = Page { encoder };
         page.control(&self.registry, &self.outside)?;
         page.workers(&self.registry.workers)?;
+        page.overload(&self.registry)?;
         page.listeners(&self.registry.listeners)?;
         page.routes(&self.registry.routes)?;
         page.endpoints(&self.registry.endpoints)?;
         page.queues(&self.outside)?;
         page.health(&self.registry)?;
+        page.breakers(&self.outside)?;
         page.datapath(&self.outside)
     }
 }
@@ -219,6 +223,47 @@ impl Page<'_> {
         Ok(())
     }
 
+    fn overload(&mut self, registry: &Registry) -> Result<(), Error> {
+        const SIGNALS: [&str; 3] = ["descriptors", "memory", "lag"];
+        const STAGES: [&str; 5] = ["none", "lean", "close", "refuse", "rest"];
+        let worst = registry.overload();
+        let mut family = self.family(
+            "overload_used_percent",
+            "How much is used of what there is, in the worst worker.",
+            MetricType::Gauge,
+        )?;
+        for (signal, (used_percent, _)) in SIGNALS.iter().zip(&worst) {
+            family
+                .encode_family(&[("signal", *signal)])?
+                .encode_gauge(used_percent)?;
+        }
+        let mut family = self.family(
+            "overload_stage",
+            "What is left off, in the worst worker: 0 nothing, 1 large buffers, 2 keep-alive, 3 requests, 4 connections.",
+            MetricType::Gauge,
+        )?;
+        for (signal, (_, stage)) in SIGNALS.iter().zip(&worst) {
+            family
+                .encode_family(&[("signal", *signal)])?
+                .encode_gauge(stage)?;
+        }
+        let mut family = self.family(
+            "overload_entered",
+            "Times that a worker entered a stage.",
+            MetricType::Counter,
+        )?;
+        for (index, signal) in SIGNALS.into_iter().enumerate() {
+            for (stage, name) in STAGES.into_iter().enumerate() {
+                let workers = registry.workers.iter();
+                let count = workers
+                    .map(|worker| worker.overload[index].entered[stage].value())
+                    .sum();
+                counted(&mut family, &[("signal", signal), ("stage", name)], count)?;
+            }
+        }
+        Ok(())
+    }
+
     fn listeners(&mut self, listeners: &Series<[String; 1], Listener>) -> Result<(), Error> {
         let listeners = locked(listeners);
         type Part = fn(&ListenerShard) -> u64;
@@ -293,6 +338,28 @@ impl Page<'_> {
             family
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(sum_s, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn breakers(&mut self, outside: &Outside) -> Result<(), Error> {
+        let mut family = self.family(
+            "upstream_breaker_open",
+            "1 while nobody is asked because too many calls failed.",
+            MetricType::Gauge,
+        )?;
+        for (upstream, is_open, _) in &outside.breakers {
+            family
+                .encode_family(&[("upstream", upstream)])?
+                .encode_gauge(&u64::from(*is_open))?;
+        }
+        let mut family = self.family(
+            "upstream_breaker_opened",
+            "Times the breaker has opened.",
+            MetricType::Counter,
+        )?;
+        for (upstream, _, opened) in &outside.breakers {
+            counted(&mut family, &[("upstream", upstream)], *opened)?;
         }
         Ok(())
     }

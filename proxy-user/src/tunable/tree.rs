@@ -221,6 +221,13 @@ tree! {
     }
     worker: Worker {
         count: count[0, 0, 256] Restart "Worker threads; 0 = one for each CPU.";
+        descriptors_reserve: count[64, 0, 100_000] Live "Descriptors that clients never get, for endpoints, logs and the admin socket: short of them, all are in use.";
         drain_timeout: duration[30 * S, 0, DAY] Live "How long open exchanges may take to end in a drain or a reload.";
+        lag_max: duration[500, 10 * MS, MINUTE] Live "The loop is fully used when it takes so long to come round, again and again.";
+        memory_max: bytes[0, 0, 1024 * GIB] Live "Memory that the daemon may hold; 0 = what its control group may, if that has a limit.";
+        overload_close_percent: count[88, 1, 1000] Live "With so much used of descriptors or memory, connections end with their exchange; above 100 hardly ever.";
+        overload_lean_percent: count[80, 1, 1000] Live "With so much used of descriptors or memory, buffers are small.";
+        overload_refuse_percent: count[94, 1, 1000] Live "With so much used of descriptors, memory or time, requests are refused with 503.";
+        overload_rest_percent: count[97, 1, 1000] Live "With so much used of descriptors, memory or time, no connection is accepted.";
     }
 }

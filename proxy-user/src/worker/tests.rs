@@ -10,6 +10,7 @@ mod life;
 mod limit;
 mod origin;
 mod origin_fault;
+mod overload;
 mod retry;
 mod sluice;
 mod splice;

@@ -140,6 +140,14 @@ impl Control {
         outside.attached = interfaces
             .map(|interface| (interface.name.clone(), !self.lost.contains(&interface.name)))
             .collect();
+        let upstreams = self
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| &*snapshot.upstreams);
+        outside.breakers = upstreams
+            .filter_map(|upstream| Some((upstream, upstream.breaker()?)))
+            .map(|(upstream, breaker)| (upstream.name.clone(), breaker.is_open(), breaker.opened()))
+            .collect();
         if let Some(datapath) = &mut self.datapath {
             match datapath.counts() {
                 Ok(counts) => {
