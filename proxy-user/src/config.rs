@@ -38,6 +38,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 pub use address::parse_endpoint_address;
+pub use balance::{Attribute, Balance, Hashing};
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use health::{Eject, Health, Statuses};
@@ -45,6 +46,7 @@ pub use load::{Loaded, load, load_checked};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use sticky::{SameSite, Sticky};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::tunable::Origin;
@@ -435,75 +437,11 @@ impl Upstream {
     }
 }
 
-/// Who of an upstream is asked next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Balance {
-    /// Each in turn, by weight.
-    RoundRobin,
-    /// Any, by weight.
-    Random,
-    /// Of so many that are drawn by weight (`u32::MAX` = all), the one with the fewest calls under way for its weight.
-    LeastRequest { candidates: u32 },
-    /// Of two that are drawn by weight, the one that is expected to answer first.
-    Ewma,
-    /// The one that a Maglev ring has for something that the request says.
-    Maglev(Hashing),
-}
-
-/// What of a request chooses its endpoint, and how far.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hashing {
-    pub key: Attribute,
-    /// Calls that an endpoint may have under way, in per cent of the mean of all; the next one in the ring takes what is more.
-    pub load_percent_max: Option<u32>,
-}
-
-/// What of a request is hashed; the client's address where a request does not have it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Attribute {
-    Address,
-    Host,
-    /// The value of a header field (lower case name).
-    Header(String),
-    Cookie(String),
-    Path,
-    /// The whole query.
-    Query,
-    /// One parameter of the query.
-    Parameter(String),
-    /// What the template of the route's path captured.
-    Capture(String),
-}
-
 /// Requests that wait where all room is taken; `None` = the tunables `upstream.pending_max` and `upstream.pending_timeout`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
     pub pending_max: Option<u32>,
     pub wait: Option<Duration>,
-}
-
-/// A cookie that brings a client back to the endpoint that served it first.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Sticky {
-    /// The cookie's name.
-    pub cookie: String,
-    /// How long the client keeps it; `None`: until it ends.
-    pub ttl: Option<Duration>,
-    pub path: String,
-    /// `None`: where the client came over TLS.
-    pub is_secure: Option<bool>,
-    pub same_site: SameSite,
-    pub is_http_only: bool,
-    /// What cookies are made with, the same on all nodes of a fleet; `None`: made at random by each keeper. No message shows it.
-    pub key: Option<[u8; 32]>,
-}
-
-/// `SameSite` of a cookie (RFC 6265bis section 4.1.2.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameSite {
-    Strict,
-    Lax,
-    None,
 }
 
 /// One address in an upstream.
@@ -622,15 +560,6 @@ impl fmt::Debug for HeaderEdit {
             .field("set", &names(&self.set))
             .field("add", &names(&self.add))
             .finish()
-    }
-}
-
-impl fmt::Debug for Sticky {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sticky")
-            .field("cookie", &self.cookie)
-            .field("ttl", &self.ttl)
-            .finish_non_exhaustive()
     }
 }
 

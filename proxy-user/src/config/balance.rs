@@ -2,7 +2,46 @@
 
 use super::field::parse_field_name;
 use super::table::{Section, Value, optional};
-use super::{Attribute, Balance, Hashing};
+
+/// Who of an upstream is asked next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Each in turn, by weight.
+    RoundRobin,
+    /// Any, by weight.
+    Random,
+    /// Of so many that are drawn by weight (`u32::MAX` = all), the one with the fewest calls under way for its weight.
+    LeastRequest { candidates: u32 },
+    /// Of two that are drawn by weight, the one that is expected to answer first.
+    Ewma,
+    /// The one that a Maglev ring has for something that the request says.
+    Maglev(Hashing),
+}
+
+/// What of a request chooses its endpoint, and how far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hashing {
+    pub key: Attribute,
+    /// Calls that an endpoint may have under way, in per cent of the mean of all; what is more goes to another that the ring has for it.
+    pub load_percent_max: Option<u32>,
+}
+
+/// What of a request is hashed; the client's address where a request does not have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attribute {
+    Address,
+    Host,
+    /// The value of a header field (lower case name).
+    Header(String),
+    Cookie(String),
+    Path,
+    /// The whole query.
+    Query,
+    /// One parameter of the query.
+    Parameter(String),
+    /// What the template of the route's path captured.
+    Capture(String),
+}
 
 /// Endpoints that least_request may compare, short of all.
 const CANDIDATES_MAX: u32 = 8;

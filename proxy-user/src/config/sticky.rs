@@ -1,5 +1,6 @@
 //! `sticky` of an upstream: a cookie that brings a client back to its endpoint.
 
+use std::fmt;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -7,7 +8,39 @@ use sha2::{Digest, Sha256};
 use super::balance::parse_cookie_name;
 use super::context::Context;
 use super::table::{Section, Value, optional};
-use super::{SameSite, Sticky};
+
+/// A cookie that brings a client back to the endpoint that served it first.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sticky {
+    /// The cookie's name.
+    pub cookie: String,
+    /// How long the client keeps it; `None`: until it ends.
+    pub ttl: Option<Duration>,
+    pub path: String,
+    /// `None`: where the client came over TLS.
+    pub is_secure: Option<bool>,
+    pub same_site: SameSite,
+    pub is_http_only: bool,
+    /// What cookies are made with, the same on all nodes of a fleet; `None`: made at random by each keeper. No message shows it.
+    pub key: Option<[u8; 32]>,
+}
+
+/// `SameSite` of a cookie (RFC 6265bis section 4.1.2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    Strict,
+    Lax,
+    None,
+}
+
+impl fmt::Debug for Sticky {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sticky")
+            .field("cookie", &self.cookie)
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Shortest secret, as that of `hash_key`.
 const KEY_BYTES_MIN: usize = 16;
