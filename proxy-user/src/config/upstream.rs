@@ -33,7 +33,14 @@ const L7_KEYS: [&str; 7] = [
 
 /// What stands there of keys that only L7 knows.
 pub(super) fn l7_values<'s>(section: &Section<'s>) -> Vec<Value<'s>> {
-    L7_KEYS.iter().filter_map(|key| section.find(key)).collect()
+    let of_upstream = L7_KEYS.iter().filter_map(|key| section.find(key));
+    let endpoints = section.find("endpoints").filter(Value::is_list);
+    let endpoints = endpoints
+        .and_then(|value| value.items())
+        .unwrap_or_default();
+    let tables = endpoints.iter().filter(|item| item.is_table());
+    let of_endpoints = tables.filter_map(|item| item.section()?.find("calls_max"));
+    of_upstream.chain(of_endpoints).collect()
 }
 
 pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<Upstream> {

@@ -192,9 +192,10 @@ impl Endpoint {
             .is_none_or(|max| self.load() < u64::from(max))
     }
 
-    /// Calls of all workers that are under way, where the way of balancing or a limit asks for it; one load.
+    /// Calls of all workers that are under way, where the way of balancing or a limit asks for it; one load, in one order with
+    /// what the queue does, see [`count_below`].
     pub(super) fn load(&self) -> u64 {
-        u64::from(self.state.shared.active.load(Relaxed))
+        u64::from(self.state.shared.active.load(SeqCst))
     }
 
     /// Calls of this worker that are under way.
