@@ -1,4 +1,4 @@
-//! One thread on one CPU with one uring: takes control's commands, and owns everything that its connections share.
+//! One thread on one CPU with one uring or epoll: takes control's commands, and owns everything that its connections share.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

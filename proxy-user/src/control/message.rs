@@ -9,6 +9,7 @@ use super::configuration::Flags;
 use super::endpoints::Changes;
 use crate::config::{Bundle, Diagnostic};
 use crate::datapath::{Interface, Names};
+use crate::tunable::NetBackend;
 
 /// From the keeper. Descriptors come in the order: admin socket, cells, maps, then `sockets`; the first three only with `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +56,7 @@ pub struct Start {
     pub instance: String,
     /// The CPU of each worker.
     pub cpus: Vec<usize>,
+    pub backend: NetBackend,
     /// Daemons before this one.
     pub restarts: u64,
     /// Rate cells in the memory that comes beside.

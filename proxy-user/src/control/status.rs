@@ -13,6 +13,7 @@ use super::message::Start;
 use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
+use crate::net;
 use crate::offload::now_ns;
 use crate::overload::{Signal, Stage};
 use crate::snapshot::Snapshot;
@@ -32,6 +33,7 @@ pub struct Status {
     pub uptime_s: u64,
     /// The CPU of each worker.
     pub workers: Vec<usize>,
+    pub net: Net,
     pub listeners: Vec<Listener>,
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
@@ -47,6 +49,15 @@ pub struct Overload {
     pub used_percent: i64,
     /// What is left off because of it; `none` is nothing.
     pub stage: String,
+}
+
+/// How workers ask the kernel for connections and bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Net {
+    /// `uring` or `epoll`.
+    pub backend: String,
+    /// Why it is not the uring, where nobody asked for epoll.
+    pub refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,6 +132,7 @@ pub struct Limits {
 /// Where the facts are taken from.
 pub(super) struct Facts<'c> {
     pub start: &'c Start,
+    pub net: &'c net::Choice,
     pub snapshot: Option<&'c Snapshot>,
     pub changes: &'c Changes,
     pub registry: &'c Registry,
@@ -148,6 +160,10 @@ impl Facts<'_> {
             daemon_restarts: self.start.restarts,
             uptime_s: self.uptime.as_secs(),
             workers: self.start.cpus.clone(),
+            net: Net {
+                backend: self.net.backend.name().to_owned(),
+                refused: self.net.refused.as_ref().map(ToString::to_string),
+            },
             listeners: self.listeners(),
             upstreams: self.upstreams(),
             datapath: Datapath {

@@ -105,10 +105,10 @@ impl Control {
                 close: Vec::new(),
             });
         }
-        if let Some(datapath) = &mut self.datapath {
-            if let Err(error) = datapath.apply(&snapshot) {
-                log::error!("the kernel half keeps its limits: {error:#}");
-            }
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = datapath.apply(&snapshot)
+        {
+            log::error!("the kernel half keeps its limits: {error:#}");
         }
         self.snapshot = Some(snapshot);
         self.remember();
@@ -116,6 +116,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             start_time_seconds: self
@@ -186,6 +187,7 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
             changes: &self.changes,
             registry: &self.registry,

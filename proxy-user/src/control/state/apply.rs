@@ -134,8 +134,8 @@ impl Control {
         if changes != self.changes {
             log::info!(
                 "endpoints changed at run time: {} now, {} before",
-                changes.len(),
-                self.changes.len()
+                changes.count(),
+                self.changes.count()
             );
         }
         self.changes = changes;
@@ -256,7 +256,7 @@ impl Control {
         let thread = worker::start(
             index,
             self.start.cpus[index],
-            net_settings(tunables),
+            net_settings(self.net.backend, tunables),
             worker::Shared {
                 commands: receiver,
                 doorbell: doorbell.clone(),

@@ -102,6 +102,7 @@ impl Keeper {
             start: Some(Start {
                 instance: self.held.settings.instance.clone(),
                 cpus: self.held.cpus.clone(),
+                backend: generation.tunables.net.backend,
                 restarts: self.restarts,
                 cells: self.held.cells.count,
                 cells_seed: self.held.cells.seed,
