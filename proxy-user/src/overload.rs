@@ -21,8 +21,8 @@ pub use reading::Sensors;
 /// How often a worker looks.
 pub const TICK: Duration = Duration::from_millis(200);
 
-/// Turns of the loop that it looks at: a task that is ready in each other turn makes only every other one late.
-pub const TURNS: usize = 4;
+/// Turns of the loop that it looks at, for the longest: who keeps the worker busy is not ready in each of them.
+pub const TURNS: usize = 8;
 
 /// A stage is left only when the signal is so far below it, so that none is entered and left in turns.
 const HYSTERESIS_PERCENT: u32 = 5;
