@@ -43,7 +43,7 @@ pub use self::{
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
     probe::{ProbeError, probe},
-    runtime::{keep_lean, now, run, spawn, turns, yield_now},
+    runtime::{keep_lean, now, run, spawn, trim, turns, yield_now},
     splice::Splice,
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},

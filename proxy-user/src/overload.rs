@@ -16,7 +16,7 @@ use crate::drain::{Drain, Stop};
 use crate::metric;
 use crate::tunable;
 
-pub use reading::Sensors;
+pub use reading::{Sensors, trim};
 
 /// How often a worker looks.
 pub const TICK: Duration = Duration::from_millis(200);
@@ -175,6 +175,12 @@ impl Overload {
             self.rest.take();
         }
         self.closes() && !closed_before
+    }
+
+    /// Memory is to be given back.
+    pub fn is_short_of_memory(&self) -> bool {
+        let [_, memory, _] = &self.stages;
+        memory.get() >= Stage::Lean
     }
 
     /// Buffers are to be small.

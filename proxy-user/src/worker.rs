@@ -27,6 +27,9 @@ use crate::{metric, report};
 const SWEEP: Duration = Duration::from_millis(500);
 const DRAIN_SWEEP: Duration = Duration::from_millis(20);
 
+/// How often memory that is free is given back to the system, where it is short.
+const TRIM: Duration = Duration::from_secs(1);
+
 /// What control tells a worker.
 #[derive(Debug)]
 pub enum Command {
@@ -226,6 +229,7 @@ impl Worker {
 /// Looks at what the worker is short of, for as long as it lives.
 async fn watch_overload(accepting: Rc<Accepting>) {
     let (mut sensors, gateway) = (Sensors::default(), &accepting.gateway);
+    let mut trimmed = Instant::default();
     loop {
         net::sleep_until(net::now() + overload::TICK).await;
         let mut turn = Duration::ZERO;
@@ -242,6 +246,11 @@ async fn watch_overload(accepting: Rc<Accepting>) {
             accepting.connections.stop(Stop::Soon, |_, _| true);
         }
         net::keep_lean(overload.is_lean());
+        if overload.is_short_of_memory() && net::now() >= trimmed + TRIM {
+            trimmed = net::now();
+            net::trim();
+            overload::trim();
+        }
     }
 }
 
