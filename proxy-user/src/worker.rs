@@ -27,8 +27,10 @@ use crate::{metric, report};
 const SWEEP: Duration = Duration::from_millis(500);
 const DRAIN_SWEEP: Duration = Duration::from_millis(20);
 
-/// How often memory that is free is given back to the system, where it is short.
+/// How often memory that is free is given back to the system, where it is short, and for how long afterwards: whoever needed it
+/// goes away little by little.
 const TRIM: Duration = Duration::from_secs(1);
+const TRIM_AFTER: Duration = Duration::from_secs(30);
 
 /// What control tells a worker.
 #[derive(Debug)]
@@ -229,7 +231,7 @@ impl Worker {
 /// Looks at what the worker is short of, for as long as it lives.
 async fn watch_overload(accepting: Rc<Accepting>) {
     let (mut sensors, gateway) = (Sensors::default(), &accepting.gateway);
-    let mut trimmed = Instant::default();
+    let (mut short, mut trimmed) = (None, Instant::default());
     loop {
         net::sleep_until(net::now() + overload::TICK).await;
         let mut turn = Duration::ZERO;
@@ -246,8 +248,12 @@ async fn watch_overload(accepting: Rc<Accepting>) {
             accepting.connections.stop(Stop::Soon, |_, _| true);
         }
         net::keep_lean(overload.is_lean());
-        if overload.is_short_of_memory() && net::now() >= trimmed + TRIM {
-            trimmed = net::now();
+        let now = net::now();
+        if overload.is_short_of_memory() {
+            short = Some(now);
+        }
+        if short.is_some_and(|short| now < short + TRIM_AFTER) && now >= trimmed + TRIM {
+            trimmed = now;
             net::trim();
             overload::trim();
         }

@@ -151,7 +151,9 @@ impl Pool {
     }
 
     /// Gives the pages of the buffers that nobody holds back to the system; the next who needs one gets them anew, zeroed.
+    /// What the kernel's ring holds comes back by and by, as it is received into.
     pub(super) fn trim(&self) {
+        self.ring.borrow_mut().target = RING_FIRST.min(self.buffers);
         let mut free = self.stack.borrow().clone();
         free.sort_unstable();
         let buffer_bytes = self.buffer_bytes as usize;
