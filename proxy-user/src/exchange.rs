@@ -72,6 +72,12 @@ struct Exchange<'e> {
 #[cfg(test)]
 pub const PANICS_AT: &str = "/panics";
 
+/// A request for these panics when its response is here, and when the head of it was sent.
+#[cfg(test)]
+pub const PANICS_WITH: &str = "/panics/with";
+#[cfg(test)]
+pub const PANICS_IN: &str = "/panics/in";
+
 /// A request for this path keeps its worker busy for 100 ms.
 #[cfg(test)]
 pub const STALLS_AT: &str = "/stalls";

@@ -16,13 +16,13 @@ use crate::drain::{Drain, Stop};
 use crate::metric;
 use crate::tunable;
 
-pub use reading::Sensors;
+pub use reading::{Sensors, trim};
 
 /// How often a worker looks.
 pub const TICK: Duration = Duration::from_millis(200);
 
-/// Turns of the loop that it looks at: a task that is ready in each other turn makes only every other one late.
-pub const TURNS: usize = 4;
+/// Turns of the loop that it looks at, for the longest: who keeps the worker busy is not ready in each of them.
+pub const TURNS: usize = 8;
 
 /// A stage is left only when the signal is so far below it, so that none is entered and left in turns.
 const HYSTERESIS_PERCENT: u32 = 5;
@@ -175,6 +175,12 @@ impl Overload {
             self.rest.take();
         }
         self.closes() && !closed_before
+    }
+
+    /// Memory is to be given back.
+    pub fn is_short_of_memory(&self) -> bool {
+        let [_, memory, _] = &self.stages;
+        memory.get() >= Stage::Lean
     }
 
     /// Buffers are to be small.

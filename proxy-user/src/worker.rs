@@ -29,6 +29,11 @@ use crate::{metric, report};
 const SWEEP: Duration = Duration::from_millis(500);
 const DRAIN_SWEEP: Duration = Duration::from_millis(20);
 
+/// How often memory that is free is given back to the system, where it is short, and for how long afterwards: whoever needed it
+/// goes away little by little.
+const TRIM: Duration = Duration::from_secs(1);
+const TRIM_AFTER: Duration = Duration::from_secs(30);
+
 /// What control tells a worker.
 #[derive(Debug)]
 pub enum Command {
@@ -254,6 +259,7 @@ impl Worker {
 /// Looks at what the worker is short of, for as long as it lives.
 async fn watch_overload(accepting: Rc<Accepting>) {
     let (mut sensors, gateway) = (Sensors::default(), &accepting.gateway);
+    let (mut short, mut trimmed) = (None, Instant::default());
     loop {
         net::sleep_until(net::now() + overload::TICK).await;
         let mut turn = Duration::ZERO;
@@ -270,6 +276,15 @@ async fn watch_overload(accepting: Rc<Accepting>) {
             accepting.connections.stop(Stop::Soon, |_, _| true);
         }
         net::keep_lean(overload.is_lean());
+        let now = net::now();
+        if overload.is_short_of_memory() {
+            short = Some(now);
+        }
+        if short.is_some_and(|short| now < short + TRIM_AFTER) && now >= trimmed + TRIM {
+            trimmed = now;
+            net::trim();
+            overload::trim();
+        }
     }
 }
 

@@ -380,6 +380,12 @@ impl<'r> Relay<'r> {
     ) -> Result<Kept, Failure> {
         let (exchange, snapshot) = (self.exchange, self.exchange.snapshot);
         let Asked { reader, mut upload } = asked;
+        #[cfg(test)]
+        assert_ne!(
+            self.request.path(),
+            super::PANICS_WITH,
+            "a test asked for it"
+        );
         for policy in &self.route.policies {
             snapshot.policies.response(*policy, response);
         }
@@ -405,6 +411,8 @@ impl<'r> Relay<'r> {
         // Whoever sends nonsense right behind a head is found out before the head has gone on.
         download.look().map_err(Failure::Response)?;
         exchange.status.set(response.status());
+        #[cfg(test)]
+        assert_ne!(self.request.path(), super::PANICS_IN, "a test asked for it");
         let done = match &mut upload {
             Some(upload) if !upload.is_done() => {
                 match net::select(download.run(), upload.run()).await {

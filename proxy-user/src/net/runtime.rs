@@ -129,6 +129,14 @@ pub fn keep_lean(lean: bool) {
     current().lean.set(lean);
 }
 
+/// Gives the memory of receive buffers that are not in use back to the system.
+///
+/// # Panics
+/// Outside of [`run`].
+pub fn trim() {
+    current().pool.trim();
+}
+
 /// The runtime of this thread.
 ///
 /// # Panics

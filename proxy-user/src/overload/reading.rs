@@ -108,24 +108,44 @@ fn percent(used: u64, most: u64) -> u32 {
     u32::try_from(percent).unwrap_or(u32::MAX)
 }
 
-/// The least memory that the control group of this process (version 2), or one above it, may use.
+/// Has the allocator give back what it holds and nobody uses: what is freed in the middle of its heap counts as used else.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes no pointer and may be called by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// The least memory that the control group of this process, or one above it, may use: version 2, else version 1.
 fn group_bytes_max() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = group_path(&groups)?;
-    let root = Path::new("/sys/fs/cgroup");
-    least_limit(root, &path)
+    let (root, path, file) = group(&groups)?;
+    least_limit(&Path::new("/sys/fs/cgroup").join(root), &path, file)
 }
 
-/// The path of the group of version 2: `0::/system.slice/sluice.service`.
-fn group_path(groups: &str) -> Option<PathBuf> {
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(PathBuf::from(path))
+/// Where the group stands: `0::/system.slice/sluice.service`, or `4:memory:/docker/1` where version 1 has the memory.
+fn group(groups: &str) -> Option<(&'static str, PathBuf, &'static str)> {
+    let of = |wanted: &'static str| {
+        groups.lines().find_map(move |entry| {
+            let (_, rest) = entry.split_once(':')?;
+            let (controllers, path) = rest.split_once(":/")?;
+            let is_there = controllers
+                .split(',')
+                .any(|controller| controller == wanted);
+            is_there.then(|| PathBuf::from(path))
+        })
+    };
+    match of("memory") {
+        Some(path) => Some(("memory", path, "memory.limit_in_bytes")),
+        None => Some(("", of("")?, "memory.max")),
+    }
 }
 
-fn least_limit(root: &Path, path: &Path) -> Option<u64> {
+fn least_limit(root: &Path, path: &Path, file: &str) -> Option<u64> {
     let limits = path.ancestors().filter_map(|group| {
-        let text = std::fs::read_to_string(root.join(group).join("memory.max")).ok()?;
-        // `max` where there is none.
+        let text = std::fs::read_to_string(root.join(group).join(file)).ok()?;
+        // `max` where there is none, and with version 1 more than there can be.
         text.trim().parse().ok()
     });
     limits.min()
@@ -170,17 +190,21 @@ mod tests {
     #[test]
     fn the_least_limit_of_a_group_and_those_above_it_counts() {
         assert_eq!(
-            group_path("12:pids:/x\n0::/a/b\n"),
-            Some(PathBuf::from("a/b"))
+            group("12:pids:/x\n0::/a/b\n"),
+            Some(("", "a/b".into(), "memory.max"))
         );
-        assert_eq!(group_path("3:memory:/docker/1\n"), None);
+        assert_eq!(
+            group("4:cpu,memory:/docker/1\n0::/\n"),
+            Some(("memory", "docker/1".into(), "memory.limit_in_bytes"))
+        );
+        assert_eq!(group("3:pids:/docker/1\n"), None);
         let root = tempfile::tempdir().unwrap();
         let deep = root.path().join("a/b");
         std::fs::create_dir_all(&deep).unwrap();
         let limit = |path: &str, text: &str| {
             std::fs::write(root.path().join(path).join("memory.max"), text).unwrap();
         };
-        let least = || least_limit(root.path(), Path::new("a/b"));
+        let least = || least_limit(root.path(), Path::new("a/b"), "memory.max");
         assert_eq!(least(), None);
         limit("a/b", "max\n");
         assert_eq!(least(), None);

@@ -5,6 +5,7 @@ mod client;
 mod deadline;
 mod early;
 mod exchange;
+mod fault;
 mod hedge;
 mod life;
 mod limit;

@@ -114,10 +114,11 @@ fn a_loop_that_is_late_again_and_again_refuses_and_keeps_its_connections() {
     let mut well = Client::connect(&sluice);
     assert_eq!(well.get("/").status, 200);
     // Each takes its worker 100 ms, and the next one is there already.
-    let mut busy = Client::connect(&sluice);
-    busy.send(get(STALLS_AT).repeat(60));
-    let refused = (0..60)
-        .map(|_| busy.response())
+    let mut busy: Vec<Client> = (0..3).map(|_| Client::connect(&sluice)).collect();
+    busy.iter_mut()
+        .for_each(|client| client.send(get(STALLS_AT).repeat(30)));
+    let refused = (0..90)
+        .map(|n| busy[n % 3].response())
         .find(|response| response.status == 503);
     let refused = refused.expect("one that is refused");
     assert_eq!(refused.value("retry-after"), Some("1"));

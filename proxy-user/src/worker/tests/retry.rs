@@ -286,14 +286,14 @@ fn when_an_upstream_comes_back_it_meets_no_herd() {
     });
     let other = Origin::echoing();
     // One call decides for as long as the upstream stays open, which is longer than this test.
-    let more = weak(&origin).replace("300ms", "1s");
+    let more = weak(&origin).replace("300ms", "3s");
     let sluice = Sluice::start(&[other.address], &more);
     let mut client = Client::connect(&sluice);
     for _ in 0..4 {
         assert_eq!(client.get("/weak/").status, 500);
     }
     let mut clients: Vec<Client> = (0..20).map(|_| Client::connect(&sluice)).collect();
-    std::thread::sleep(Duration::from_millis(1100));
+    std::thread::sleep(Duration::from_millis(3100));
     for client in &mut clients {
         client.send(client::get("/weak/"));
     }
