@@ -3,6 +3,7 @@
 mod bans;
 pub mod channel;
 pub mod configuration;
+mod ejections;
 mod endpoints;
 pub mod message;
 mod offences;

@@ -93,9 +93,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "layer7",
             "--test",
-            "message",
+            "health",
             "--test",
-            "probe",
+            "balance",
+            "--test",
+            "message",
             "--no-fail-fast",
         ],
     );

@@ -261,10 +261,11 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         || Some(datapath::absent()),
         |section| datapath::datapath(section, context),
     );
+    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let upstreams = sections
         .upstreams
         .iter()
-        .map(|section| Some((upstream::upstream(section)?, placed(section))))
+        .map(|section| Some((upstream::upstream(section, context)?, placed(section))))
         .collect();
     let policies = sections
         .policies
@@ -287,6 +288,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
             routes,
             policies,
             upstreams,
+            l7_values,
             tunables,
         },
         written,

@@ -3,6 +3,7 @@
 mod answer;
 mod apply;
 mod endpoints;
+mod health;
 mod learn;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::bans::Bans;
+use super::ejections::Ejections;
 use super::endpoints::Changes;
 use super::message::{Memory, Start, ToKeeper};
 use super::offences::Offences;
@@ -51,6 +53,9 @@ pub struct Control {
     offences: Offences,
     workers: Vec<WorkerThread>,
     probes: Option<Probes>,
+    ejections: Ejections,
+    /// How far endpoints that start slowly were when the rings of an upstream, by its index, were made.
+    steps: BTreeMap<usize, Vec<u32>>,
     /// The generation in force.
     snapshot: Option<Arc<Snapshot>>,
     certificates: Vec<([String; 2], i64)>,
@@ -104,6 +109,8 @@ impl Control {
             offences: Offences::default(),
             workers: Vec::new(),
             probes: None,
+            ejections: Ejections::default(),
+            steps: BTreeMap::new(),
             snapshot: None,
             certificates: Vec::new(),
             changes: Changes::default(),

@@ -10,6 +10,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("aya", &["datapath", "offload"]),
     ("netlink_sys", &["datapath"]),
     ("rustls", &["tls"]),
+    ("tokio_rustls", &["tls"]),
+    ("rustls_native_certs", &["tls"]),
     ("httparse", &["message"]),
     ("h2", &["codec"]),
     ("tokio", &["control", "admin", "origin", "file"]),

@@ -127,6 +127,7 @@ impl Control {
             ..
         } = incoming;
         let generation = apply.generation;
+        self.welcome(&snapshot);
         if let Some(datapath) = &mut self.datapath
             && let Err(error) = datapath.apply(&snapshot)
         {
@@ -230,6 +231,7 @@ impl Control {
                 close: apply.closed.clone(),
             });
         }
+        self.adopt_all(&snapshot);
         self.snapshot = Some(snapshot);
         self.set_probes();
         Ok(())
