@@ -226,6 +226,7 @@ mod tests {
             balance: Balance::RoundRobin,
             endpoints: ports.iter().map(endpoint).collect(),
             probe: None,
+            health: config::Health::default(),
             at: Origin::Default,
         }
     }
