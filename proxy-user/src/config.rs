@@ -18,6 +18,7 @@ mod pattern;
 mod policy;
 mod probe;
 mod problem;
+mod resolver;
 mod route;
 mod settings;
 mod source;
@@ -40,6 +41,7 @@ pub use diagnostic::{Diagnostic, Place, Severity};
 pub use health::{Eject, Health, Statuses};
 pub use load::{Loaded, load, load_checked};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
+pub use resolver::{EndpointName, Resolver};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
@@ -67,6 +69,7 @@ pub struct Config {
     pub routes: Vec<Route>,
     pub policies: Vec<Policy>,
     pub upstreams: Vec<Upstream>,
+    pub resolver: Resolver,
     /// `[tunables]`, not yet applied: key, value as written, place.
     pub tunables: Vec<(String, String, Origin)>,
 }
@@ -399,6 +402,8 @@ pub struct Upstream {
     pub balance: Balance,
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints that the DNS is asked for.
+    pub names: Vec<EndpointName>,
     pub probe: Option<Probe>,
     pub health: Health,
     pub at: Origin,
@@ -416,12 +421,18 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
 }
 
 impl Endpoint {
     /// An address with a weight, and all else as it is where nobody says.
     pub const fn new(address: SocketAddr, weight: u32) -> Self {
-        Self { address, weight }
+        Self {
+            address,
+            weight,
+            is_named: false,
+        }
     }
 }
 

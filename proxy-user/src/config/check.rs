@@ -8,7 +8,9 @@ use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
 use super::problem::{Problems, Spot};
 use super::route::RouteDraft;
-use super::{Action, Diagnostic, ListenerMode, PathMatch, Policy, PolicyKind, RateKey, Upstream};
+use super::{
+    Action, Diagnostic, ListenerMode, PathMatch, Policy, PolicyKind, RateKey, Resolver, Upstream,
+};
 use crate::tunable::Tunables;
 
 /// Everything that was read. A part that was bad is `None`, so that the others can be checked all the same.
@@ -18,6 +20,7 @@ pub(super) struct Whole<'s> {
     pub routes: Vec<Option<RouteDraft<'s>>>,
     pub policies: Vec<Option<(Policy, Spot<'s>)>>,
     pub upstreams: Vec<Option<(Upstream, Spot<'s>)>>,
+    pub resolver: Option<Resolver>,
     pub tunables: Tunables,
 }
 

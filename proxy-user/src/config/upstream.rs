@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use super::address::parse_endpoint_address;
 use super::context::Context;
 use super::problem::Spot;
+use super::resolver::{parse_name, parse_named};
 use super::table::{Section, Value};
-use super::{Balance, Endpoint, Upstream, health, probe};
+use super::{Balance, Endpoint, EndpointName, Upstream, health, probe};
 
 /// Highest weight of an endpoint.
 pub const WEIGHT_MAX: u32 = 1000;
@@ -29,10 +30,12 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let health = health::health(section);
     section.later("tls");
     section.finish();
+    let (endpoints, names) = endpoints?;
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance.unwrap_or(Some(Balance::RoundRobin))?,
-        endpoints: endpoints?,
+        endpoints,
+        names,
         probe: match probe {
             Some(probe) => Some(probe?),
             None => None,
@@ -42,7 +45,7 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     })
 }
 
-fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
+fn endpoints(value: &Value<'_>) -> Option<(Vec<Endpoint>, Vec<EndpointName>)> {
     let items = value.items()?;
     if items.is_empty() {
         let help =
@@ -52,8 +55,13 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
             .refuse("an upstream without endpoints", "", Some(help));
     }
     let mut first: HashMap<_, Spot<'_>> = HashMap::new();
-    let (mut endpoints, mut is_good) = (Vec::new(), true);
+    let (mut endpoints, mut names, mut is_good) = (Vec::new(), Vec::new(), true);
     for item in &items {
+        if let Some(name) = named(item) {
+            is_good &= name.is_some();
+            names.extend(name);
+            continue;
+        }
         let Some(endpoint) = endpoint(item) else {
             is_good = false;
             continue;
@@ -69,7 +77,41 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
         endpoints.push(endpoint);
     }
     endpoints.sort_unstable();
-    is_good.then_some(endpoints)
+    is_good.then_some((endpoints, names))
+}
+
+/// `"app.internal:8080"`, the same as `address` of a table, or `{ srv = "_http._tcp.app.internal" }`; `None` for all else.
+fn named(item: &Value<'_>) -> Option<Option<EndpointName>> {
+    if let Some(text) = item.as_text() {
+        let parsed = parse_named(text)?;
+        let host = item.parsed(|_| parsed);
+        return Some(host.map(|(host, port)| EndpointName::Host {
+            host,
+            port,
+            weight: 1,
+        }));
+    }
+    let mut section = item.is_table().then(|| item.section())??;
+    section.name = "an endpoint".to_owned();
+    if let Some(service) = section.find("srv") {
+        let name = service.parsed(parse_name);
+        section.finish();
+        return Some(name.map(|name| EndpointName::Service { name }));
+    }
+    let address = section.find("address")?;
+    let parsed = parse_named(address.as_text()?)?;
+    let host = address.parsed(|_| parsed);
+    let weight = weight(&section);
+    section.finish();
+    let (Some((host, port)), Some(weight)) = (host, weight) else {
+        return Some(None);
+    };
+    Some(Some(EndpointName::Host { host, port, weight }))
+}
+
+fn weight(section: &Section<'_>) -> Option<u32> {
+    let weight = section.find("weight");
+    weight.map_or(Some(1), |value| value.number(0..=WEIGHT_MAX))
 }
 
 /// `"10.0.0.11:8080"` or `{ address = "...", weight = 2 }`.
@@ -83,12 +125,7 @@ fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     let address = section
         .need("address", "address = \"10.0.0.11:8080\"")
         .and_then(|value| value.parsed(parse_endpoint_address));
-    let weight = section
-        .find("weight")
-        .map_or(Some(1), |value| value.number(0..=WEIGHT_MAX));
+    let weight = weight(&section);
     section.finish();
-    Some(Endpoint {
-        address: address?,
-        weight: weight?,
-    })
+    Some(Endpoint::new(address?, weight?))
 }

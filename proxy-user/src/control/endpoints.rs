@@ -225,6 +225,7 @@ mod tests {
             name: "app".to_owned(),
             balance: Balance::RoundRobin,
             endpoints: ports.iter().map(endpoint).collect(),
+            names: Vec::new(),
             probe: None,
             health: config::Health::default(),
             at: Origin::Default,

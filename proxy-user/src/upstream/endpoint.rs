@@ -12,6 +12,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 0 = takes no new work.
     pub weight: u32,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
     state: Arc<State>,
 }
 
@@ -60,6 +62,7 @@ impl Endpoint {
         Self {
             address: config.address,
             weight: config.weight,
+            is_named: config.is_named,
             state,
         }
     }

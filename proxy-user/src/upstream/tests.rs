@@ -10,9 +10,8 @@ const NOW_NS: u64 = 1_000;
 
 /// An upstream with endpoints of these ports and weights.
 fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
-    let endpoint = |(port, weight): &(u16, u32)| config::Endpoint {
-        address: ([192, 0, 2, 1], *port).into(),
-        weight: *weight,
+    let endpoint = |(port, weight): &(u16, u32)| {
+        config::Endpoint::new(([192, 0, 2, 1], *port).into(), *weight)
     };
     let probe = Probe {
         kind: ProbeKind::Tcp,
@@ -25,6 +24,7 @@ fn upstream(balance: Balance, endpoints: &[(u16, u32)]) -> config::Upstream {
         name: "app".into(),
         balance,
         endpoints: endpoints.iter().map(endpoint).collect(),
+        names: Vec::new(),
         probe: Some(probe),
         health: config::Health::default(),
         at: Origin::Default,
@@ -172,6 +172,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
         routes: Vec::new(),
         policies: Vec::new(),
         upstreams: vec![upstream(Balance::Random, &[(2, 5), (3, 1)])],
+        resolver: config::Resolver::default(),
         tunables: Vec::new(),
     };
     let after = build(&config, 1, Some(&before));

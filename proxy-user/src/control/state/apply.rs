@@ -33,6 +33,8 @@ pub(super) struct Incoming {
     apply: Apply,
     sockets: Vec<OwnedFd>,
     until: Instant,
+    /// Until when names are waited for that were never looked up; `None`: they are waited for no more.
+    names_until: Option<Instant>,
 }
 
 impl Control {
@@ -49,6 +51,8 @@ impl Control {
                     None => self.restore_endpoints(snapshot),
                     Some(_) => (snapshot, Changes::default()),
                 };
+                self.ask_names(&snapshot.config, &snapshot.tunables);
+                let patience = snapshot.tunables.upstream.dns_start_timeout;
                 self.incoming = Some(Incoming {
                     snapshot,
                     changes,
@@ -56,6 +60,7 @@ impl Control {
                     apply,
                     sockets,
                     until: Instant::now() + SEEK_LIMIT,
+                    names_until: Some(Instant::now() + patience),
                 });
                 self.seek()
             }
@@ -85,9 +90,18 @@ impl Control {
                 }
             }
         }
-        let Some(incoming) = self.incoming.take() else {
+        let Some(mut incoming) = self.incoming.take() else {
             return Ok(());
         };
+        if let Some(until) = incoming.names_until {
+            if !self.knows_names(&incoming.snapshot.config) && Instant::now() < until {
+                self.incoming = Some(incoming);
+                return Ok(());
+            }
+            incoming.snapshot = self.name_endpoints(incoming.snapshot, &incoming.changes);
+            incoming.names_until = None;
+            incoming.until = Instant::now() + SEEK_LIMIT;
+        }
         if self.reaches(&incoming.snapshot, None) || Instant::now() >= incoming.until {
             return self.put_in_force(incoming);
         }
@@ -166,10 +180,14 @@ impl Control {
     fn prepare(&mut self, apply: &Apply) -> Result<(Snapshot, Certificates), Vec<Diagnostic>> {
         let loaded = load(&apply.bundle, &apply.main, &apply.flags)?;
         let Loaded {
-            config,
+            mut config,
             mut tunables,
             ..
         } = loaded;
+        // What is known already is there from the beginning, with all that was learned of it.
+        for upstream in 0..config.upstreams.len() {
+            config.upstreams[upstream] = self.listed(&config, upstream);
+        }
         match &self.snapshot {
             Some(running) => {
                 tunables.keep_runtime(&running.tunables);
@@ -229,6 +247,7 @@ impl Control {
         }
         self.adopt_all(&snapshot);
         self.snapshot = Some(snapshot);
+        self.forget_names();
         self.set_probes();
         Ok(())
     }
