@@ -75,13 +75,13 @@ fn server(text: &str) -> Result<SocketAddr, String> {
 
 /// `app.internal:8080`, if it looks like a name with a port at all and not like an address.
 pub(super) fn parse_named(text: &str) -> Option<Result<(String, u16), String>> {
-    let (host, port) = text.rsplit_once(':')?;
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
     let is_name = host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains([':', '/']);
     is_name.then(|| {
         let port = port.parse().ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| {
             format!(
-                "`{}` has no port from 1 to 65535 behind its name",
+                "`{}` has no port from 1 to 65535 behind its name: write it like app.internal:8080",
                 shown(text)
             )
         });
