@@ -91,6 +91,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "layer7",
             "--test",
             "health",
+            "names",
             "--no-fail-fast",
         ],
     );

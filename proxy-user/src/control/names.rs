@@ -157,7 +157,7 @@ impl Names {
                 changed
             }
             Err(failure) => {
-                if known.failure.as_ref() != Some(&failure) {
+                if known.failure.is_none() {
                     log::warn!(
                         "the DNS does not know the name, so what was known stays: name={name} addresses={} reason={failure:?}",
                         known.targets.len()

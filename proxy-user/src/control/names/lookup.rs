@@ -214,7 +214,7 @@ impl Asker {
             all: Vec::new(),
             until: Instant::now() + Duration::from_secs(u32::MAX.into()),
         };
-        let mut failure = None;
+        let mut failures = Vec::new();
         for (family, answer) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
             let key = (host.to_owned(), family);
             match records(answer) {
@@ -229,14 +229,15 @@ impl Asker {
                 Err(error) => {
                     found.all.extend(self.last.get(&key).into_iter().flatten());
                     found.until = found.until.min(Instant::now() + PART_RETRY);
-                    failure = Some(error);
+                    failures.push(error);
                 }
             }
         }
-        match (found.all.is_empty(), failure) {
-            (false, _) => Ok(found),
-            (true, Some(error)) => Err(error),
-            (true, None) => Err("it has no addresses".to_owned()),
+        match failures.pop() {
+            // Nothing was learned at all, or nothing but that there are none of the other.
+            Some(error) if !failures.is_empty() || found.all.is_empty() => Err(error),
+            None if found.all.is_empty() => Err("it has no addresses".to_owned()),
+            _ => Ok(found),
         }
     }
 

@@ -138,13 +138,10 @@ impl Control {
         } = incoming;
         let generation = apply.generation;
         self.welcome(&snapshot);
-        if let Some(datapath) = &mut self.datapath
-            && let Err(error) = datapath.apply(&snapshot)
-        {
-            let at = &snapshot.config.datapath.at;
-            let diagnostics = vec![Diagnostic::error(format!("{error:#}")).at(at)];
-            return self.refuse(generation, diagnostics);
-        }
+        let snapshot = match self.write_rings(snapshot) {
+            Ok(snapshot) => snapshot,
+            Err(diagnostics) => return self.refuse(generation, diagnostics),
+        };
         if changes != self.changes {
             log::info!(
                 "endpoints changed at run time: {} now, {} before",
@@ -165,6 +162,35 @@ impl Control {
             let _ = reload.send(Ok(generation));
         }
         Ok(())
+    }
+
+    /// Lets the kernel half do what a snapshot says. What the DNS says is not worth a generation: where only an endpoint that
+    /// came by its name cannot be, those of names are left out, until the DNS says something else.
+    fn write_rings(&mut self, snapshot: Snapshot) -> Result<Snapshot, Vec<Diagnostic>> {
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(snapshot);
+        };
+        let Err(error) = datapath.apply(&snapshot) else {
+            return Ok(snapshot);
+        };
+        let at = snapshot.config.datapath.at.clone();
+        let refused = move |error| vec![Diagnostic::error(format!("{error:#}")).at(&at)];
+        let mut plain = snapshot.clone();
+        for (index, upstream) in snapshot.upstreams.iter().enumerate() {
+            if upstream.endpoints.iter().any(|endpoint| endpoint.is_named) {
+                let config = &snapshot.config.upstreams[index];
+                let by_address = config.endpoints.iter().filter(|one| !one.is_named);
+                plain = plain.with_endpoints(index, by_address.copied().collect(), &self.registry);
+            }
+        }
+        if std::ptr::eq(&*plain.upstreams, &*snapshot.upstreams) {
+            return Err(refused(error));
+        }
+        datapath.apply(&plain).map_err(refused)?;
+        log::error!(
+            "endpoints by name are left out, for what the DNS says cannot be done: {error:#}"
+        );
+        Ok(plain)
     }
 
     fn refuse(&mut self, generation: u64, diagnostics: Vec<Diagnostic>) -> Result<()> {
