@@ -1,12 +1,13 @@
-//! One thread on one CPU with one uring: takes control's commands, and owns everything that its connections share.
+//! One thread on one CPU with one uring or epoll: takes control's commands, and owns everything that its connections share.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{self, Duration};
@@ -38,8 +39,9 @@ pub enum Command {
         /// Addresses that are listened on no more.
         close: Vec<SocketAddr>,
     },
-    /// Close all connections of a source, at once.
-    CloseSource(IpAddr),
+    /// Close all connections of sources that are denied by now, at once. `is_asked` is taken back before: until then there
+    /// need be no second one, so that a flood of bans fills no queue.
+    CloseDenied { is_asked: Arc<AtomicBool> },
     /// Accept nothing more, let exchanges end until the deadline, then end.
     Drain { deadline: time::Instant },
     /// End.
@@ -122,8 +124,9 @@ async fn work(index: usize, shared: Shared) {
                 }) => worker
                     .get_or_insert_with(|| Worker::new(index, &shared, &snapshot))
                     .apply(&snapshot, listeners, &close),
-                Ok(Command::CloseSource(source)) => {
-                    worker.iter().for_each(|worker| worker.close_source(source));
+                Ok(Command::CloseDenied { is_asked }) => {
+                    is_asked.store(false, Release);
+                    worker.iter().for_each(Worker::close_denied);
                 }
                 Ok(Command::Drain { deadline }) => {
                     worker.iter().for_each(Worker::drain);
@@ -214,11 +217,12 @@ impl Worker {
         }
     }
 
-    fn close_source(&self, source: IpAddr) {
+    fn close_denied(&self) {
+        let (denied, now_ns) = (&self.accepting.denied, offload::now_ns());
         let closed = self
             .accepting
             .connections
-            .stop(Stop::Now, |peer, _| offload::is_same_source(peer, source));
+            .stop(Stop::Now, |peer, _| denied.denies(peer, now_ns));
         self.accepting
             .gateway
             .metrics()

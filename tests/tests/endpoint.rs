@@ -16,6 +16,14 @@ const PAGE: &str = include_str!("../../docs/endpoints.md");
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Few ids, so that they come to an end, and a short idle limit, so that they come back soon.
+const TUNABLES: &str = r#"
+[tunables]
+"datapath.endpoints_max" = 64
+"flow.tcp_idle_timeout"  = "5s"
+"flow.udp_idle_timeout"  = "5s"
+"#;
+
 /// So many that each endpoint gets some.
 const TRIES: usize = 60;
 
@@ -30,6 +38,7 @@ fn main() -> ExitCode {
             changes_outlive_a_daemon_that_dies_and_end_with_a_reload,
             what_makes_no_sense_is_refused_whole_with_a_remedy,
             an_endpoint_that_is_added_is_probed,
+            ids_of_endpoints_that_are_gone_are_given_to_others,
         ],
     )
 }
@@ -46,7 +55,8 @@ fn configuration() -> Result<String> {
     let named = r#"interfaces = ["eth0", "eth1"]"#;
     let text = block("toml")?;
     ensure!(text.contains(named), "the interfaces of the page");
-    Ok(text.replace(named, &format!("interfaces = {EDGE_INTERFACES:?}")))
+    let text = text.replace(named, &format!("interfaces = {EDGE_INTERFACES:?}"));
+    Ok(format!("{text}{TUNABLES}"))
 }
 
 /// As the file says, whatever a test left.
@@ -59,6 +69,32 @@ fn run(world: &World, words: &[&str]) -> Result<Output> {
     let mut command = sluice::command(&world.field.edge)?;
     command.arg("endpoint").args(words);
     command.output().context("run sluice endpoint")
+}
+
+fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Result<()> {
+    let origin3 = &world.field.origins[2];
+    origin3.ip("address add 10.77.3.3/24 dev eth0")?;
+    for port in 9000..9064 {
+        let address = format!("10.77.1.2:{port}");
+        if !run(world, &["add", "app", &address])?.status.success() {
+            break;
+        }
+        change(world, &["del", "app", &address])?;
+    }
+    let one_more = &["add", "app", "10.77.3.3:8080"];
+    let refused = run(world, one_more)?;
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(error.contains("datapath.endpoints_max"), "{error}");
+    expect(world, &["origin1", "origin2"])?;
+    wait::until_true("an id", PATIENCE * 3, || {
+        run(world, one_more).is_ok_and(|output| output.status.success())
+    })?;
+    expect(world, &["origin1", "origin2", "origin3"])?;
+    change(world, &["del", "app", "10.77.3.3:8080"])?;
+    // An address that had an id may come back as well.
+    change(world, &["add", "app", "10.77.1.2:9000"])?;
+    change(world, &["del", "app", "10.77.1.2:9000"])?;
+    expect(world, &["origin1", "origin2"])
 }
 
 fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {

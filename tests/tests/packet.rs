@@ -21,6 +21,8 @@ mod nat;
 mod pass;
 #[path = "packet/pool.rs"]
 mod pool;
+#[path = "packet/prefix.rs"]
+mod prefix;
 #[path = "packet/rare.rs"]
 mod rare;
 #[path = "packet/sent.rs"]
@@ -29,3 +31,5 @@ mod sent;
 mod sign;
 #[path = "packet/steer.rs"]
 mod steer;
+#[path = "packet/verifier.rs"]
+mod verifier;

@@ -26,6 +26,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod nat;
 #[cfg(target_arch = "bpf")]
+mod prefix;
+#[cfg(target_arch = "bpf")]
 mod sign;
 #[cfg(target_arch = "bpf")]
 mod steer;

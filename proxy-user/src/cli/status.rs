@@ -39,12 +39,18 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "up {}s, keeper {}, daemon {} ({} restarts), workers on CPUs {}",
+        "up {}s, keeper {}, daemon {} ({} restarts), workers on CPUs {} by {}{}",
         status.uptime_s,
         status.keeper_pid,
         status.daemon_pid,
         status.daemon_restarts,
-        joined(status.workers.iter())
+        joined(status.workers.iter()),
+        status.net.backend,
+        if status.net.refused.is_some() {
+            ", for io_uring is refused"
+        } else {
+            ""
+        }
     )?;
     for listener in &status.listeners {
         let to = listener

@@ -113,7 +113,7 @@ impl Changes {
     }
 
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.values().map(|of| of.0.len()).sum()
     }
 }

@@ -10,6 +10,7 @@ use super::endpoints::Changes;
 use super::names::Remembered;
 use crate::config::{Bundle, Diagnostic};
 use crate::datapath::{Interface, Names};
+use crate::tunable::NetBackend;
 
 /// From the keeper. Descriptors come in the order: admin socket, cells, maps, then `sockets`; the first three only with `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +57,7 @@ pub struct Start {
     pub instance: String,
     /// The CPU of each worker.
     pub cpus: Vec<usize>,
+    pub backend: NetBackend,
     /// Daemons before this one.
     pub restarts: u64,
     /// Rate cells in the memory that comes beside.

@@ -32,7 +32,7 @@ use crate::offload::{Cells, Denied};
 use crate::report::{self};
 use crate::snapshot::Snapshot;
 use crate::tunable::Origin;
-use crate::worker;
+use crate::{net, worker};
 use apply::Incoming;
 
 /// How long workers may take to close everything when told to stop.
@@ -42,6 +42,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Control {
     channel: Arc<UnixStream>,
     start: Start,
+    /// The back-end of the workers.
+    net: net::Choice,
     started: SystemTime,
     registry: Arc<Registry>,
     cells: Arc<Cells>,
@@ -79,12 +81,13 @@ impl Control {
     pub fn new(
         channel: Arc<UnixStream>,
         start: Start,
+        net: net::Choice,
         registry: Arc<Registry>,
         cells: Arc<Cells>,
-        denied: Arc<Denied>,
         reports: report::Queue,
         datapath: Option<Writer>,
     ) -> Result<Self> {
+        let denied = Arc::<Denied>::default();
         registry
             .control
             .daemon_restarts
@@ -96,6 +99,7 @@ impl Control {
             remembered: start.memory.clone(),
             lost: Vec::new(),
             start,
+            net,
             started: SystemTime::now(),
             registry,
             cells,

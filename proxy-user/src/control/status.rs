@@ -14,6 +14,7 @@ use super::names::Names;
 use crate::config::{self, ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
+use crate::net;
 use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, SHARE_WHOLE};
@@ -32,11 +33,21 @@ pub struct Status {
     pub uptime_s: u64,
     /// The CPU of each worker.
     pub workers: Vec<usize>,
+    pub net: Net,
     pub listeners: Vec<Listener>,
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
     pub bans: u64,
     pub limits: Limits,
+}
+
+/// How workers ask the kernel for connections and bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Net {
+    /// `uring` or `epoll`.
+    pub backend: String,
+    /// Why it is not the uring, where nobody asked for epoll.
+    pub refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -110,6 +121,7 @@ pub struct Limits {
 /// Where the facts are taken from.
 pub(super) struct Facts<'c> {
     pub start: &'c Start,
+    pub net: &'c net::Choice,
     pub snapshot: Option<&'c Snapshot>,
     pub changes: &'c Changes,
     pub registry: &'c Registry,
@@ -138,6 +150,10 @@ impl Facts<'_> {
             daemon_restarts: self.start.restarts,
             uptime_s: self.uptime.as_secs(),
             workers: self.start.cpus.clone(),
+            net: Net {
+                backend: self.net.backend.name().to_owned(),
+                refused: self.net.refused.as_ref().map(ToString::to_string),
+            },
             listeners: self.listeners(),
             upstreams: self.upstreams(),
             datapath: Datapath {

@@ -406,6 +406,7 @@ fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         (name::LISTENERS4, datapath.listeners_max),
         (name::LISTENERS6, datapath.listeners_max),
+        (name::PREFIXES, datapath.prefixes_max),
         (name::LISTENER_TRAFFIC, datapath.listeners_max),
         (name::STEER, datapath.listeners_max),
         (name::UPSTREAMS, datapath.upstreams_max),

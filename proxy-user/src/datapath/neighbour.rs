@@ -1,6 +1,6 @@
 //! Which MAC leads to an endpoint: the kernel resolves it, we keep asking and note what it found.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ const ROUTE_AGE: Duration = Duration::from_secs(10);
 /// How often the kernel is asked to confirm a neighbour that it has no proof of. Packets that XDP sends prove nothing
 /// to it, so it would forget one that nobody else talks to.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+
+/// Routes that are looked up anew, and neighbours that are asked for, in one look: more wait for the next one, for there
+/// may be thousands.
+const PER_LOOK: usize = 1024;
 
 /// The discard port (RFC 863): what is sent there only makes the kernel resolve the neighbour.
 const DISCARD: u16 = 9;
@@ -114,14 +118,13 @@ impl Neighbours {
             .map(|link| (link.index, link))
             .collect();
         let neighbours = network.neighbours()?;
+        let (mut looks, mut asked) = (0, HashSet::new());
         for address in endpoints {
             let known = self.known.entry(address).or_default();
             let is_gone = |hop: NextHop| hop.ifindex != LOCAL && !links.contains_key(&hop.ifindex);
-            if known.hop.is_some_and(is_gone)
-                || known
-                    .looked
-                    .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
-            {
+            let is_old = |at: Instant| now.duration_since(at) >= ROUTE_AGE && looks < PER_LOOK;
+            if known.hop.is_some_and(is_gone) || known.looked.is_none_or(is_old) {
+                looks += 1;
                 known.hop = network.next_hop(address)?;
                 known.looked = Some(now);
             }
@@ -136,15 +139,20 @@ impl Neighbours {
             };
             let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
             let is_local = known.hop.is_some_and(|hop| hop.ifindex == LOCAL);
-            if known.hop.is_some()
+            let is_due = known
+                .asked
+                .is_none_or(|at| now.duration_since(at) >= ASK_EVERY);
+            if let Some(hop) = known.hop
                 && !is_local
                 && !proven
-                && known
-                    .asked
-                    .is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+                && is_due
+                && asked.len() < PER_LOOK
             {
                 known.asked = Some(now);
-                ask(address);
+                // Of all behind a gateway one is enough.
+                if asked.insert((hop.ifindex, hop.address)) {
+                    ask(address);
+                }
             }
             known.reach = reach;
             // Once failed it stays so while it is merely asked again.

@@ -1,5 +1,6 @@
 //! From what the maps hold to what they shall hold: checked as a whole, then writes in an order that no packet can notice.
 
+mod prefix;
 mod ring;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -9,6 +10,7 @@ use proxy_ebpf::abi::{self, mode, option};
 use serde::{Deserialize, Serialize};
 
 use super::{Full, address, port};
+use crate::config::ListenAddress;
 pub use ring::{Endpoints, change};
 
 /// Where endpoints expect generic UDP encapsulation (the port that IANA gave it).
@@ -18,6 +20,7 @@ const GUE_PORT: u16 = 6080;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
     pub listeners: Vec<WantedListener>,
+    pub prefixes: Vec<WantedPrefix>,
     pub upstreams: Vec<WantedUpstream>,
     pub nat: Option<WantedNat>,
     /// Sources of encapsulated packets; at most one of each family.
@@ -36,6 +39,17 @@ pub struct WantedListener {
     /// Index into `Wanted::upstreams`, and the `mode` by which it forwards; `None` = handed up to a worker.
     pub upstream: Option<(usize, u32)>,
     /// Bits of `abi::option`.
+    pub options: u32,
+}
+
+/// An address of a listener that stands for more than would each get an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedPrefix {
+    pub name: String,
+    pub address: ListenAddress,
+    /// As in `WantedListener`.
+    pub protocol: u8,
+    pub upstream: Option<(usize, u32)>,
     pub options: u32,
 }
 
@@ -94,6 +108,7 @@ impl Names {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {
     pub listeners: usize,
+    pub prefixes: u32,
     pub upstreams: u32,
     pub endpoints: u32,
     pub ring_pages: u32,
@@ -114,11 +129,32 @@ pub struct State {
     pub capacity: Capacity,
     pub names: Names,
     pub listeners: BTreeMap<Key, abi::Listener>,
+    pub prefixes: BTreeMap<abi::PrefixKey, abi::Prefix>,
     pub upstreams: BTreeMap<u32, abi::Upstream>,
     /// The neighbour in them is not this plan's matter.
     pub endpoints: Endpoints,
     pub nat: abi::Nat,
     pub tunnel: abi::Tunnel,
+}
+
+impl State {
+    /// Ids of listeners that a packet may find.
+    pub fn listener_ids(&self) -> BTreeSet<u32> {
+        let in_prefixes = self.prefixes.values().flat_map(|prefix| &prefix.ranges);
+        let in_prefixes = in_prefixes.map(|range| range.listener.id);
+        let exact = self.listeners.values().map(|listener| listener.id);
+        exact.chain(in_prefixes).collect()
+    }
+}
+
+/// Ports that can be ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PortSets {
+    /// Port 0 among them says that a listener has all ports of its address.
+    pub listener: BTreeSet<u16>,
+    pub nat: Option<(u16, u16)>,
+    /// Ranges; port 0 among them says that there are prefixes.
+    pub prefix: Vec<(u16, u16)>,
 }
 
 /// One write. Each is atomic for a packet, and the state after each is one that a packet may meet.
@@ -139,19 +175,15 @@ pub enum Write {
     Nat(Box<abi::Nat>),
     Tunnel(abi::Tunnel),
     /// Bits of these ports, in addition to those that are set.
-    AddPorts {
-        listener: BTreeSet<u16>,
-        nat: Option<(u16, u16)>,
-    },
+    AddPorts(PortSets),
     /// Counters of a listener begin at 0.
     ResetListener(u32),
     Listener(Key, abi::Listener),
     RemoveListener(Key),
+    Prefix(abi::PrefixKey, Box<abi::Prefix>),
+    RemovePrefix(abi::PrefixKey),
     /// Bits of these ports and of no others.
-    SetPorts {
-        listener: BTreeSet<u16>,
-        nat: Option<(u16, u16)>,
-    },
+    SetPorts(PortSets),
 }
 
 /// Computes the writes from `state` to `wanted`, and the state after them. Rings that are as wanted by what is `in_force`
@@ -260,16 +292,10 @@ impl Planner {
     fn listeners(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
         let capacity = self.state.capacity.listeners;
         let full = Full::new("listeners", u32::try_from(capacity).unwrap_or(u32::MAX));
-        let in_use: BTreeSet<u32> = before
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
-        let mut names: Vec<&str> = wanted
-            .listeners
-            .iter()
-            .map(|listener| listener.name.as_str())
-            .collect();
+        let in_use = before.listener_ids();
+        let exact = wanted.listeners.iter().map(|listener| &listener.name);
+        let of_prefixes = wanted.prefixes.iter().map(|prefix| &prefix.name);
+        let mut names: Vec<&str> = exact.chain(of_prefixes).map(String::as_str).collect();
         names.dedup();
         let fresh = assign(
             &mut self.state.names.listeners,
@@ -281,6 +307,7 @@ impl Planner {
         self.writes
             .extend(fresh.into_iter().map(Write::ResetListener));
 
+        let prefixes = self.prefix_entries(wanted)?;
         let target = self.listener_entries(wanted);
         let v4 = target.keys().filter(|key| key.address.is_ipv4()).count();
         // Old and new ones are in the map together for a moment.
@@ -291,20 +318,14 @@ impl Planner {
         if v4 + old(true) > capacity || target.len() - v4 + old(false) > capacity {
             return Err(full);
         }
-        // Port 0 among them says that a listener has all ports of its address.
-        let ports: BTreeSet<u16> = target
-            .keys()
-            .filter(|key| key.protocol > 0)
-            .map(|key| key.port)
-            .collect();
-        let nat = wanted
-            .nat
-            .as_ref()
-            .map(|nat| (nat.port_first, nat.port_last));
-        self.writes.push(Write::AddPorts {
-            listener: ports.clone(),
-            nat,
-        });
+        let of_listeners = target.keys().filter(|key| key.protocol > 0);
+        let ports = PortSets {
+            listener: of_listeners.map(|key| key.port).collect(),
+            nat: (wanted.nat.as_ref()).map(|nat| (nat.port_first, nat.port_last)),
+            prefix: prefix::ports(wanted),
+        };
+        self.writes.push(Write::AddPorts(ports.clone()));
+        self.add_prefixes(before, &prefixes);
         for (key, entry) in &target {
             if before.listeners.get(key) != Some(entry) {
                 self.writes.push(Write::Listener(*key, *entry));
@@ -317,11 +338,10 @@ impl Planner {
         {
             self.writes.push(Write::RemoveListener(*key));
         }
-        self.writes.push(Write::SetPorts {
-            listener: ports,
-            nat,
-        });
+        self.remove_prefixes(before, &prefixes);
+        self.writes.push(Write::SetPorts(ports));
         self.state.listeners = target;
+        self.state.prefixes = prefixes;
         self.retire_upstreams(wanted);
         Ok(())
     }
@@ -334,28 +354,18 @@ impl Planner {
                 port: listener.address.port(),
                 protocol: listener.protocol,
             };
-            let id = self
-                .state
-                .names
-                .listeners
-                .get(&listener.name)
-                .copied()
-                .unwrap_or(0);
-            let upstream = listener
-                .upstream
-                .and_then(|(index, mode)| Some((mode, wanted.upstreams.get(index)?)));
-            let (mode, target) = match upstream {
-                Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
-                None => (mode::SERVE, 0),
-            };
-            entries.insert(key, entry(id, mode, target, listener.options));
+            let own = self.listener(&listener.name, listener.upstream, listener.options, wanted);
+            entries.insert(key, own);
             // What has no ports is judged by its address, and dropped only where all that stand there would drop it.
             let place = Key {
                 port: 0,
                 protocol: 0,
                 ..key
             };
-            let dropped = listener.options & option::FRAGMENTS_DROP;
+            let around = wanted.prefixes.iter();
+            let around = around.filter(|prefix| prefix.address.has_ip(key.address));
+            let dropped = around.fold(listener.options, |all, one| all & one.options);
+            let dropped = dropped & option::FRAGMENTS_DROP;
             entries
                 .entry(place)
                 .and_modify(|entry: &mut abi::Listener| entry.options &= dropped)
@@ -375,6 +385,24 @@ impl Planner {
             entries.insert(key, entry(0, mode::NAT_RETURN, index as u32, 0));
         }
         entries
+    }
+
+    /// What the kernel half knows of a listener.
+    fn listener(
+        &self,
+        name: &str,
+        upstream: Option<(usize, u32)>,
+        options: u32,
+        wanted: &Wanted,
+    ) -> abi::Listener {
+        let id = self.state.names.listeners.get(name).copied().unwrap_or(0);
+        let upstream =
+            upstream.and_then(|(index, mode)| Some((mode, wanted.upstreams.get(index)?)));
+        let (mode, target) = match upstream {
+            Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
+            None => (mode::SERVE, 0),
+        };
+        entry(id, mode, target, options)
     }
 
     /// Upstreams that no listener points at any more lose their ring.

@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use proxy_ebpf::abi::{mode, option, protocol};
 
-use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
+use super::plan::{
+    Wanted, WantedEndpoint, WantedListener, WantedNat, WantedPrefix, WantedUpstream,
+};
 use crate::config::{
-    AllDown, Config, Fragments, ListenAddress, ListenerMode, PolicyKind, Protocol, UdpFlows, Via,
+    AllDown, Config, Fragments, ListenAddress, ListenerMode, Nearness, PolicyKind, Protocol,
+    UdpFlows, Via, prefixes,
 };
 use crate::offload::now_ns;
 use crate::tunable::Tunables;
@@ -42,6 +45,8 @@ pub fn wanted(
     let mut listeners = Vec::new();
     // Only upstreams that a listener forwards to have a ring: one for each family by NAT, one for both otherwise.
     let (mut rings, mut known) = (Vec::new(), HashMap::new());
+    let all = config.listeners.iter().flat_map(|one| &one.addresses);
+    let of_prefixes = prefixes(all);
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
@@ -57,36 +62,48 @@ pub fn wanted(
                 Protocol::Tcp => protocol::TCP,
                 Protocol::Udp => protocol::UDP,
             };
+            let mut way_of = |ip: IpAddr| {
+                let (index, via, all_down) = upstream?;
+                let of = RingOf {
+                    upstream: index,
+                    v4: (!via.crosses_families()).then_some(ip.is_ipv4()),
+                    all_down,
+                };
+                let ring = *known.entry(of).or_insert_with(|| {
+                    let upstream = upstreams.get(index).map(Arc::as_ref);
+                    wanted.upstreams.push(of.ring(upstream, &is_reached));
+                    rings.push(of);
+                    wanted.upstreams.len() - 1
+                });
+                Some((ring, mode_of(via)))
+            };
+            if of_prefixes.contains(address) {
+                wanted.prefixes.push(WantedPrefix {
+                    name: listener.name.clone(),
+                    address: *address,
+                    protocol,
+                    upstream: way_of(address.socket.ip()),
+                    options: options(&listener.mode),
+                });
+                continue;
+            }
             let own = expand(address, addresses);
             let all = own
                 .iter()
                 .flat_map(|ip| address.ports().map(move |port| (*ip, port)));
             for (ip, port) in all {
-                let upstream = upstream.map(|(index, via, all_down)| {
-                    let of = RingOf {
-                        upstream: index,
-                        v4: (!via.crosses_families()).then_some(ip.is_ipv4()),
-                        all_down,
-                    };
-                    let ring = *known.entry(of).or_insert_with(|| {
-                        let upstream = upstreams.get(index).map(Arc::as_ref);
-                        wanted.upstreams.push(of.ring(upstream, &is_reached));
-                        rings.push(of);
-                        wanted.upstreams.len() - 1
-                    });
-                    (ring, mode_of(via))
-                });
-                let listener = WantedListener {
+                let one = WantedListener {
                     name: listener.name.clone(),
                     address: SocketAddr::new(ip, port),
                     protocol,
-                    upstream,
+                    upstream: way_of(ip),
                     options: options(&listener.mode),
                 };
-                listeners.push((Nearness::of(address), listener));
+                listeners.push((Nearness::of(address), one));
             }
         }
     }
+    listeners.retain(|(nearness, one)| !is_prefix_nearer(&wanted.prefixes, *nearness, one));
     wanted.listeners = nearest(listeners);
     (wanted, rings)
 }
@@ -133,31 +150,15 @@ impl RingOf {
     }
 }
 
-/// How closely an address names what it stands for: the longest prefix first, then the fewest ports.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Nearness {
-    /// It is written, and does not stand for all addresses of this host.
-    is_named: bool,
-    prefix_bits: u8,
-    fewness: u16,
-}
-
-impl Nearness {
-    fn of(address: &ListenAddress) -> Self {
-        let ports = match address.port_last {
-            0 => u16::MAX,
-            last => last - address.socket.port(),
-        };
-        Self {
-            is_named: !address.socket.ip().is_unspecified(),
-            prefix_bits: address.prefix_bits,
-            fewness: u16::MAX - ports,
-        }
-    }
-
-    fn is_as_near(self, other: Self) -> bool {
-        (self.is_named, self.prefix_bits) >= (other.is_named, other.prefix_bits)
-    }
+/// Whether one of the prefixes has an address and port of another listener's, and is nearer: the kernel half asks for
+/// single addresses first.
+fn is_prefix_nearer(prefixes: &[WantedPrefix], nearness: Nearness, one: &WantedListener) -> bool {
+    prefixes.iter().any(|prefix| {
+        prefix.protocol == one.protocol
+            && Nearness::of(&prefix.address) > nearness
+            && prefix.address.has_ip(one.address.ip())
+            && prefix.address.has_port(one.address.port())
+    })
 }
 
 /// Where several stand for the same address and port, the nearest is meant; one of all ports has what no other has that is
@@ -365,5 +366,46 @@ mod tests {
             ("203.0.113.3:80", "prefix"),
         ];
         assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+    }
+
+    #[test]
+    fn a_prefix_leaves_single_addresses_what_they_are_nearer_to_and_no_more() {
+        let listener = |name: &str, address: &str| {
+            format!(
+                "[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n\
+                 forward = {{ upstream = \"u\", via = \"direct\" }}\n"
+            )
+        };
+        let text = format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n{}{}{}{}{}\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:80\"]\n",
+            listener("wide", "203.0.112.0/20:80-81"),
+            listener("near", "203.0.113.1:1-8000"),
+            listener("exact", "203.0.113.1:80"),
+            // Less near than `near` where both have a port.
+            listener("small", "203.0.113.0/31:80"),
+            listener("open", "203.0.114.1:*"),
+        );
+        let wanted = wanted_from(text, |_| true);
+        let mut places: Vec<_> = wanted
+            .listeners
+            .iter()
+            .map(|one| (one.address.to_string(), one.name.as_str()))
+            .collect();
+        places.sort();
+        let expected = [("203.0.113.0:80", "small"), ("203.0.113.1:80", "exact")];
+        assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+        let prefixes: Vec<_> = wanted
+            .prefixes
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
+        assert_eq!(prefixes, ["wide", "near", "open"]);
+        assert!(
+            wanted
+                .prefixes
+                .iter()
+                .all(|one| one.upstream == Some((0, mode::DIRECT)))
+        );
     }
 }

@@ -4,20 +4,23 @@ mod bans;
 mod counts;
 mod entry;
 mod reach;
+mod retire;
 mod ring;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use proxy_ebpf::abi::{self, name};
 
-use super::map::{Counters, List, Maps, Memory, Table, Value};
+use super::map::{Counters, List, Maps, Memory, Table, Trie, Value};
 use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
-use super::plan::{self, Capacity, Endpoints, Key, Names, State, Wanted, WantedUpstream, Write};
+use super::plan::{
+    self, Capacity, Endpoints, Key, Names, PortSets, State, Wanted, WantedUpstream, Write,
+};
 use super::wanted::{RingOf, wanted};
 use super::{Interface, ip, port};
 use crate::config::Via;
@@ -25,7 +28,8 @@ use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
 pub use bans::Ban;
 pub use counts::Counts;
-use entry::{bits, change, key_of, reset};
+use entry::{bits, change, key_of, prefix_of, reset, trie_key};
+use retire::Retired;
 
 /// The rule of what an operator bans by hand.
 const OPERATOR: &str = "operator";
@@ -33,6 +37,7 @@ const OPERATOR: &str = "operator";
 /// Offset of words in `abi::Guard` and `abi::Ports`.
 const GUARD_FILTER_AT: usize = 1;
 const NAT_PORTS_AT: usize = 1024;
+const PREFIX_PORTS_AT: usize = 2048;
 
 /// The maps of an instance, and what stands in them.
 pub struct Writer {
@@ -42,13 +47,20 @@ pub struct Writer {
     stamps: Memory,
     /// How long a slot's earlier owner is remembered after it was last needed, in the unit of stamps.
     idle_stamps: u16,
+    /// The longest idle limit of a flow.
+    idle: Duration,
+    retired: BTreeMap<u16, Retired>,
+    /// When ids are looked for next.
+    retire_at: Instant,
     nat: Memory,
     tunnel: Memory,
     guard: Memory,
     listeners4: Table<abi::ListenerKey4, abi::Listener>,
     listeners6: Table<abi::ListenerKey6, abi::Listener>,
+    prefixes: Trie<abi::Prefix>,
     upstreams: List<abi::Upstream>,
     endpoints: List<abi::Endpoint>,
+    moved: Table<abi::FlowKey, u64>,
     flows: Table<abi::FlowKey, u64>,
     nat_flows: List<abi::NatFlow>,
     bans: Table<abi::Address, abi::Ban>,
@@ -88,6 +100,7 @@ impl Writer {
         let mut maps = Maps(descriptors);
         let capacity = Capacity {
             listeners: maps.entries(name::LISTENERS4)? as usize,
+            prefixes: maps.entries(name::PREFIXES)?,
             upstreams: maps.entries(name::UPSTREAMS)?,
             endpoints: maps.entries(name::ENDPOINTS)?,
             ring_pages: maps.entries(name::RINGS)?,
@@ -99,13 +112,18 @@ impl Writer {
             rings: maps.memory(name::RINGS)?,
             stamps: maps.memory(name::STAMPS)?,
             idle_stamps: ring::IDLE_STAMPS_MAX,
+            idle: Duration::MAX,
+            retired: BTreeMap::new(),
+            retire_at: Instant::now(),
             nat: maps.memory(name::NAT)?,
             tunnel: maps.memory(name::TUNNEL)?,
             guard: maps.memory(name::GUARD)?,
             listeners4: maps.table(name::LISTENERS4)?,
             listeners6: maps.table(name::LISTENERS6)?,
+            prefixes: maps.trie(name::PREFIXES)?,
             upstreams: maps.list(name::UPSTREAMS)?,
             endpoints: maps.list(name::ENDPOINTS)?,
+            moved: maps.table(name::MOVED)?,
             flows: maps.table(name::FLOWS)?,
             nat_flows: maps.list(name::NAT_FLOWS)?,
             bans: maps.table(name::BANS)?,
@@ -124,6 +142,7 @@ impl Writer {
                 capacity,
                 names: names.within(&capacity),
                 listeners: BTreeMap::new(),
+                prefixes: BTreeMap::new(),
                 upstreams: BTreeMap::new(),
                 endpoints: Endpoints::default(),
                 nat: bytemuck::Zeroable::zeroed(),
@@ -137,6 +156,7 @@ impl Writer {
     /// Reads from the maps what they say.
     fn read_state(&mut self) -> Result<()> {
         self.state.listeners.clear();
+        self.state.prefixes.clear();
         self.state.upstreams.clear();
         self.state.endpoints = Endpoints::default();
         for entry in self.listeners4.iter() {
@@ -152,6 +172,10 @@ impl Writer {
                 key_of(IpAddr::from(key.address), key.port, key.protocol),
                 listener,
             );
+        }
+        for entry in self.prefixes.iter() {
+            let (key, Value(prefix)) = entry?;
+            self.state.prefixes.insert(prefix_of(&key), prefix);
         }
         for (id, entry) in (0..).zip(self.upstreams.iter()) {
             let Value(upstream) = entry?;
@@ -231,7 +255,9 @@ impl Writer {
             }
         }
         let is_reached = |ip| self.neighbours.reach(ip) != Reach::default();
-        self.idle_stamps = ring::idle_stamps(snapshot.tunables.flow.tcp_idle_timeout);
+        let limits = &snapshot.tunables.flow;
+        self.idle_stamps = ring::idle_stamps(limits.tcp_idle_timeout);
+        self.idle = limits.tcp_idle_timeout.max(limits.udp_idle_timeout);
         let (wanted, rings) = wanted(
             &snapshot.config,
             &snapshot.upstreams,
@@ -361,17 +387,25 @@ impl Writer {
                 self.tunnel.write(0, &words);
                 Ok(())
             }
-            Write::AddPorts { listener, nat } => {
-                self.write_ports(&listener, nat, true);
+            Write::AddPorts(ports) => {
+                self.write_ports(&ports, true);
                 Ok(())
             }
-            Write::SetPorts { listener, nat } => {
-                self.write_ports(&listener, nat, false);
+            Write::SetPorts(ports) => {
+                self.write_ports(&ports, false);
                 Ok(())
             }
             Write::ResetListener(id) => Ok(reset(&mut self.listener_traffic, id)?),
             Write::Listener(key, entry) => self.write_listener(key, Some(entry)),
             Write::RemoveListener(key) => self.write_listener(key, None),
+            Write::Prefix(key, prefix) => {
+                let written = self.prefixes.insert(&trie_key(&key), Value(*prefix), 0);
+                written.context("write a prefix")
+            }
+            Write::RemovePrefix(key) => {
+                let removed = self.prefixes.remove(&trie_key(&key));
+                removed.context("remove a prefix")
+            }
         }
     }
 
@@ -390,13 +424,14 @@ impl Writer {
         self.nat.write(gate, &words[gate..=gate]);
     }
 
-    fn write_ports(&self, listener: &BTreeSet<u16>, nat: Option<(u16, u16)>, keep: bool) {
-        let nat_ports = nat.into_iter().flat_map(|(first, last)| first..=last);
-        let halves = [
-            (0, bits(listener.iter().copied())),
-            (NAT_PORTS_AT, bits(nat_ports)),
+    fn write_ports(&self, ports: &PortSets, keep: bool) {
+        let ranges = |ranges: &[(u16, u16)]| bits(ranges.iter().flat_map(|(a, b)| *a..=*b));
+        let parts = [
+            (0, bits(ports.listener.iter().copied())),
+            (NAT_PORTS_AT, ranges(ports.nat.as_slice())),
+            (PREFIX_PORTS_AT, ranges(&ports.prefix)),
         ];
-        for (at, mut words) in halves {
+        for (at, mut words) in parts {
             if keep {
                 for (word, old) in words.iter_mut().zip(&self.ports.words()[at..]) {
                     *word |= old.load(std::sync::atomic::Ordering::Relaxed);

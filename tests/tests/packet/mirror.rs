@@ -56,6 +56,7 @@ impl Loaded {
             name::LISTENERS4 | name::LISTENERS6 => {
                 self.model.state.listeners = self.read_listeners()
             }
+            name::PREFIXES => self.model.state.prefixes = self.read_prefixes(),
             name::UPSTREAMS => {
                 self.model.state.upstreams = (0..size).map(|id| self.at(map, id)).collect()
             }

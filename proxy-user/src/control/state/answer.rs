@@ -29,7 +29,7 @@ impl Control {
                     .add(self.datapath.as_mut(), source, OPERATOR, duration);
                 if banned.is_ok() {
                     log::info!("banned: source={source} rule={OPERATOR} for={duration:?}");
-                    self.close_source(source);
+                    self.close_denied();
                     self.remember();
                 }
                 let _ = way_back.send(banned.map_err(|error| format!("{error:#}")));
@@ -105,10 +105,10 @@ impl Control {
                 close: Vec::new(),
             });
         }
-        if let Some(datapath) = &mut self.datapath {
-            if let Err(error) = datapath.apply(&snapshot) {
-                log::error!("the kernel half keeps its limits: {error:#}");
-            }
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = datapath.apply(&snapshot)
+        {
+            log::error!("the kernel half keeps its limits: {error:#}");
         }
         if let Some(names) = &mut self.names {
             names.behave(&snapshot.config.resolver, &snapshot.tunables);
@@ -119,6 +119,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             names: self.names.as_ref().map(Names::facts).unwrap_or_default(),
@@ -170,6 +171,7 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
             changes: &self.changes,
             registry: &self.registry,

@@ -145,8 +145,8 @@ impl Control {
         if changes != self.changes {
             log::info!(
                 "endpoints changed at run time: {} now, {} before",
-                changes.len(),
-                self.changes.len()
+                changes.count(),
+                self.changes.count()
             );
         }
         self.changes = changes;
@@ -301,7 +301,7 @@ impl Control {
         let thread = worker::start(
             index,
             self.start.cpus[index],
-            net_settings(tunables),
+            net_settings(self.net.backend, tunables),
             worker::Shared {
                 commands: receiver,
                 doorbell: doorbell.clone(),
@@ -316,6 +316,7 @@ impl Control {
             commands,
             doorbell,
             thread,
+            is_closing: Arc::default(),
         })
     }
 

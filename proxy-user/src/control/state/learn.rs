@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use super::Control;
 use crate::config::PolicyKind;
+use crate::control::WorkerThread;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
 use crate::report::Report;
-use crate::worker;
 
 impl Control {
     /// What workers told.
@@ -75,7 +75,7 @@ impl Control {
                     Ok(()) => {
                         self.registry.control.bans_issued.fetch_add(1, Relaxed);
                         log::info!("banned: source={source} rule={rule} for={:?}", ban.duration);
-                        self.close_source(source);
+                        self.close_denied();
                     }
                     Err(error) => log::warn!("cannot ban: source={source} rule={rule}: {error:#}"),
                 }
@@ -84,10 +84,8 @@ impl Control {
     }
 
     /// Open connections of a banned source would hang: their packets do not come any more.
-    pub(super) fn close_source(&self, source: IpAddr) {
-        for worker in &self.workers {
-            worker.tell(worker::Command::CloseSource(source));
-        }
+    pub(super) fn close_denied(&self) {
+        self.workers.iter().for_each(WorkerThread::close_denied);
     }
 
     /// An endpoint answered, or did not.

@@ -48,6 +48,11 @@ impl Endpoints {
         self.spare.insert(id);
     }
 
+    /// Whether another address may have this id.
+    pub fn is_spare(&self, id: u16) -> bool {
+        self.spare.contains(&id)
+    }
+
     /// An address that is wanted again keeps its id.
     fn keep(&mut self, id: u16) {
         self.spare.remove(&id);
@@ -185,7 +190,7 @@ impl Rings<'_> {
     /// The id of an endpoint.
     fn endpoint(&mut self, address: SocketAddr) -> Result<u16, Full> {
         if let Some(id) = self.state.endpoints.find(address) {
-            if self.state.endpoints.spare.contains(&id) {
+            if self.state.endpoints.is_spare(id) {
                 self.given.insert(address, id);
                 self.change.named.push((id, address));
             }

@@ -1,6 +1,6 @@
 //! What the kernel half has counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -46,12 +46,7 @@ impl Writer {
                 .verdicts
                 .push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
         }
-        let listening: BTreeSet<u32> = self
-            .state
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
+        let listening = self.state.listener_ids();
         for (name, id) in self
             .state
             .names

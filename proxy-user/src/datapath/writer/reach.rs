@@ -106,6 +106,7 @@ impl Writer {
     /// rtnetlink or a map does not answer.
     pub fn refresh_neighbours(&mut self) -> Result<HashSet<IpAddr>> {
         self.clean_slots();
+        self.retire().context("look for ids of endpoints")?;
         let endpoints: Vec<(u16, SocketAddr)> = self.state.endpoints.iter().collect();
         let addresses: HashSet<IpAddr> = endpoints.iter().map(|(_, at)| at.ip()).collect();
         self.neighbours
