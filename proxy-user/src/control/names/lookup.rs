@@ -166,7 +166,7 @@ impl Asker {
         let resolver = manners.resolver.clone()?;
         let mut found = match self.question.clone() {
             Question::Host(host) => {
-                let found = self.addresses(&resolver, &host, &manners).await?;
+                let found = self.addresses(&resolver, &host, manners).await?;
                 let target = |ip| Target {
                     ip,
                     port: 0,
