@@ -29,7 +29,7 @@ impl Control {
             return Err("the daemon has no configuration yet".to_owned());
         };
         let index = find(&snapshot, &request.upstream)?;
-        let config = &snapshot.config.upstreams[index];
+        let config = &self.listed(&snapshot.config, index);
         let endpoints_max = snapshot.tunables.upstream.endpoints_max as usize;
         let of = self.changes.of(&config.name);
         let next = of.after(config, address, request.act, endpoints_max)?;
@@ -64,7 +64,11 @@ impl Control {
 
     /// Gives an upstream, by its index, other endpoints: in the kernel half, which may refuse, then to the workers. The
     /// probes are yet to be set.
-    fn set_endpoints(&mut self, upstream: usize, endpoints: Vec<Endpoint>) -> Result<(), String> {
+    pub(super) fn set_endpoints(
+        &mut self,
+        upstream: usize,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<(), String> {
         let Some(snapshot) = self.snapshot.clone() else {
             return Ok(());
         };
