@@ -23,6 +23,7 @@ mod prefix;
 mod probe;
 mod problem;
 mod resilience;
+mod resolver;
 mod route;
 mod settings;
 mod source;
@@ -49,6 +50,7 @@ pub use load::{Loaded, load, load_checked};
 pub use prefix::{Nearness, prefixes, shares};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
+pub use resolver::{EndpointName, Resolver};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use sticky::{SameSite, Sticky};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
@@ -77,6 +79,7 @@ pub struct Config {
     pub routes: Vec<Route>,
     pub policies: Vec<Policy>,
     pub upstreams: Vec<Upstream>,
+    pub resolver: Resolver,
     /// `[tunables]`, not yet applied: key, value as written, place.
     pub tunables: Vec<(String, String, Origin)>,
 }
@@ -415,6 +418,8 @@ pub struct Upstream {
     pub sticky: Option<Sticky>,
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints that the DNS is asked for.
+    pub names: Vec<EndpointName>,
     pub probe: Option<Probe>,
     pub health: Health,
     pub breaker: Option<Breaker>,
@@ -433,6 +438,7 @@ impl Upstream {
             queue: Queue::default(),
             sticky: None,
             endpoints,
+            names: Vec::new(),
             probe: None,
             health: Health::default(),
             breaker: None,
@@ -458,6 +464,8 @@ pub struct Endpoint {
     pub is_backup: bool,
     /// Calls under way at a time, over all workers; `None`: `Upstream::endpoint_calls_max`.
     pub calls_max: Option<u32>,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
 }
 
 impl Endpoint {
@@ -468,6 +476,7 @@ impl Endpoint {
             weight,
             is_backup: false,
             calls_max: None,
+            is_named: false,
         }
     }
 }

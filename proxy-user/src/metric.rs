@@ -325,6 +325,9 @@ pub struct Control {
     pub daemon_restarts: AtomicU64,
     pub probes: AtomicU64,
     pub probes_failed: AtomicU64,
+    /// Names looked up, all rounds.
+    pub lookups: AtomicU64,
+    pub lookups_failed: AtomicU64,
 }
 
 /// Everything counted. A name that is registered again, after a reload, is the same counter.

@@ -248,8 +248,9 @@ fn health_is_ignored_while_too_few_have_it(world: &mut World) -> Result<()> {
     wait::until_true("its end", PATIENCE, || {
         panic(world).is_ok_and(|panics| panics == 0.0)
     })?;
-    wait_for_belief(world, "knocked", true)?;
-    expect_all(&requests(world, WEB_V4, "knocked.test")?)
+    wait::until_true("all to be back", PATIENCE, || {
+        requests(world, WEB_V4, "knocked.test").is_ok_and(|tally| expect_all(&tally).is_ok())
+    })
 }
 
 fn a_server_that_comes_back_gets_more_work_by_and_by_at_both_layers(

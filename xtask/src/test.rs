@@ -98,6 +98,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "balance",
             "--test",
             "message",
+            "--test",
+            "names",
             "--no-fail-fast",
         ],
     );

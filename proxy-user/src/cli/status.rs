@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::{Endpoint, Status, Upstream};
+use crate::control::status::{Endpoint, Name, Status, Upstream};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -128,6 +128,20 @@ pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt
         let (address, weight) = (endpoint.address, endpoint.weight);
         writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
     }
+    for Name {
+        name,
+        addresses,
+        failure,
+    } in &upstream.names
+    {
+        match failure {
+            None => writeln!(text, "  {name} has {addresses} addresses")?,
+            Some(failure) => writeln!(
+                text,
+                "  {name} had {addresses} addresses; the DNS does not know it now: {failure}"
+            )?,
+        }
+    }
     for address in &upstream.removed {
         writeln!(text, "  {address} removed at run time")?;
     }
@@ -145,7 +159,11 @@ fn state(endpoint: &Endpoint) -> String {
     let share = endpoint.share_percent;
     let share = share.map(|percent| format!("starts slowly, at {percent}% of its weight"));
     let neighbour = (endpoint.resolved == Some(false)).then(|| "neighbour not resolved".to_owned());
-    let origin = (endpoint.origin == "runtime").then(|| "set at run time".to_owned());
+    let origin = match endpoint.origin.as_str() {
+        "runtime" => Some("set at run time".to_owned()),
+        "dns" => Some("by its name".to_owned()),
+        _ => None,
+    };
     let backup = endpoint.backup.then(|| "backup".to_owned());
     let calls = match endpoint.calls_max {
         Some(max) => format!("{} of {max} calls", endpoint.calls_active),

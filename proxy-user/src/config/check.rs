@@ -11,7 +11,7 @@ use super::route::RouteDraft;
 use super::table::Value;
 use super::{
     Action, Attribute, Balance, Diagnostic, Hashing, ListenerMode, PathMatch, Policy, PolicyKind,
-    RateKey, Route, Upstream,
+    RateKey, Resolver, Route, Upstream,
 };
 use crate::tunable::Tunables;
 
@@ -24,6 +24,7 @@ pub(super) struct Whole<'s> {
     pub upstreams: Vec<Option<(Upstream, Spot<'s>)>>,
     /// By upstream: what says something to L7 only.
     pub l7_values: Vec<Vec<Value<'s>>>,
+    pub resolver: Option<Resolver>,
     pub tunables: Tunables,
 }
 

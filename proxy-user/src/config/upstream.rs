@@ -7,8 +7,9 @@ use super::address::parse_endpoint_address;
 use super::context::Context;
 use super::problem::Spot;
 use super::resilience::breaker;
+use super::resolver::{parse_name, parse_named};
 use super::table::{Section, Value, optional};
-use super::{Endpoint, Queue, Upstream, balance, health, probe, sticky};
+use super::{Endpoint, EndpointName, Queue, Upstream, balance, health, probe, sticky};
 
 /// Highest weight of an endpoint.
 pub const WEIGHT_MAX: u32 = 1000;
@@ -64,16 +65,18 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let breaker = optional(section.find("breaker").map(|value| breaker(&value)));
     section.later("tls");
     section.finish();
-    if let (Some(value), Some(None), Some(None), Some(endpoints)) =
+    if let (Some(value), Some(None), Some(None), Some((endpoints, names))) =
         (queue_value, calls_max, endpoint_calls_max, &endpoints)
         && endpoints
             .iter()
             .all(|endpoint| endpoint.calls_max.is_none())
+        && names.iter().all(|name| !name.has_limit())
     {
         let help = "write calls_max = 200, or endpoint_calls_max = 50".to_owned();
         let message = "nobody ever waits in this `queue`: there is no limit";
         return value.spot.refuse(message, "", Some(help));
     }
+    let (endpoints, names) = endpoints?;
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance?,
@@ -81,7 +84,8 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
         endpoint_calls_max: endpoint_calls_max?,
         queue: queue?,
         sticky: sticky?,
-        endpoints: endpoints?,
+        endpoints,
+        names,
         probe: probe?,
         health: health?,
         breaker: breaker?,
@@ -107,7 +111,7 @@ fn queue(value: &Value<'_>) -> Option<Queue> {
     })
 }
 
-fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
+fn endpoints(value: &Value<'_>) -> Option<(Vec<Endpoint>, Vec<EndpointName>)> {
     let items = value.items()?;
     if items.is_empty() {
         let help =
@@ -123,8 +127,13 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
             .refuse(message, &format!("at most {ENDPOINTS_MAX}"), None);
     }
     let mut first: HashMap<_, Spot<'_>> = HashMap::new();
-    let (mut endpoints, mut is_good) = (Vec::new(), true);
+    let (mut endpoints, mut names, mut is_good) = (Vec::new(), Vec::new(), true);
     for item in &items {
+        if let Some(name) = named(item) {
+            is_good &= name.is_some();
+            names.extend(name);
+            continue;
+        }
         let Some(endpoint) = endpoint(item) else {
             is_good = false;
             continue;
@@ -140,7 +149,66 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
         endpoints.push(endpoint);
     }
     endpoints.sort_unstable();
-    is_good.then_some(endpoints)
+    is_good.then_some((endpoints, names))
+}
+
+/// `"app.internal:8080"`, the same as `address` of a table, or `{ srv = "_http._tcp.app.internal" }`; `None` for all else.
+fn named(item: &Value<'_>) -> Option<Option<EndpointName>> {
+    if let Some(text) = item.as_text() {
+        let parsed = parse_named(text)?;
+        let host = item.parsed(|_| parsed);
+        return Some(host.map(|(host, port)| EndpointName::Host {
+            host,
+            port,
+            weight: 1,
+            is_backup: false,
+            calls_max: None,
+        }));
+    }
+    let mut section = item.is_table().then(|| item.section())??;
+    section.name = "an endpoint".to_owned();
+    if let Some(service) = section.find("srv") {
+        let name = service.parsed(parse_name);
+        section.finish();
+        return Some(name.map(|name| EndpointName::Service { name }));
+    }
+    let address = section.find("address")?;
+    let parsed = parse_named(address.as_text()?)?;
+    let host = address.parsed(|_| parsed);
+    let share = share(&section);
+    section.finish();
+    let (Some((host, port)), Some(share)) = (host, share) else {
+        return Some(None);
+    };
+    Some(Some(EndpointName::Host {
+        host,
+        port,
+        weight: share.weight,
+        is_backup: share.is_backup,
+        calls_max: share.calls_max,
+    }))
+}
+
+/// What an endpoint takes of the work.
+struct Share {
+    weight: u32,
+    is_backup: bool,
+    calls_max: Option<u32>,
+}
+
+fn share(section: &Section<'_>) -> Option<Share> {
+    let weight = section
+        .find("weight")
+        .map_or(Some(1), |value| value.number(0..=WEIGHT_MAX));
+    let is_backup = section
+        .find("backup")
+        .map_or(Some(false), |value| value.truth());
+    let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
+    Some(Share {
+        weight: weight?,
+        is_backup: is_backup?,
+        calls_max: calls_max?,
+    })
 }
 
 /// `"10.0.0.11:8080"` or `{ address = "...", weight = 2, backup = true, calls_max = 20 }`.
@@ -154,18 +222,16 @@ fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     let address = section
         .need("address", "address = \"10.0.0.11:8080\"")
         .and_then(|value| value.parsed(parse_endpoint_address));
-    let weight = section
-        .find("weight")
-        .map_or(Some(1), |value| value.number(0..=WEIGHT_MAX));
-    let is_backup = section
-        .find("backup")
-        .map_or(Some(false), |value| value.truth());
-    let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
+    let share = share(&section);
     section.finish();
+    let Share {
+        weight,
+        is_backup,
+        calls_max,
+    } = share?;
     Some(Endpoint {
-        address: address?,
-        weight: weight?,
-        is_backup: is_backup?,
-        calls_max: calls_max?,
+        is_backup,
+        calls_max,
+        ..Endpoint::new(address?, weight)
     })
 }

@@ -157,10 +157,12 @@ impl Ejections {
         true
     }
 
-    /// An endpoint comes back before its time is over; whether it was out.
+    /// An endpoint comes back before its time is over, with nothing counted against it; whether it was out.
     pub fn end(&mut self, key: Key<'_>) -> bool {
-        let record = self.0.get_mut(key.0).and_then(|of| of.get_mut(&key.1));
-        record.is_some_and(|record| std::mem::take(&mut record.is_out))
+        let record = self.record(key);
+        record.calls = Window::default();
+        record.flows = Window::default();
+        std::mem::take(&mut record.is_out)
     }
 
     /// Endpoints whose time is over; they are told once.

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::ejections::Ejections;
 use super::endpoints::Changes;
 use super::message::Start;
-use crate::config::{ListenerMode, Origin};
+use super::names::Names;
+use crate::config::{self, ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::net;
@@ -82,8 +83,19 @@ pub struct Upstream {
     pub calls_max: Option<u32>,
     /// Requests that wait for room.
     pub pending: u32,
+    pub names: Vec<Name>,
     /// Endpoints of the file that a command removed; a reload brings them back.
     pub removed: Vec<SocketAddr>,
+}
+
+/// A name that stands for endpoints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Name {
+    pub name: String,
+    /// How many addresses the DNS has for it, by the last good answer.
+    pub addresses: usize,
+    /// Why the last answer was none.
+    pub failure: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -96,7 +108,7 @@ pub struct Endpoint {
     pub calls_active: u64,
     /// Calls that may be under way at a time; absent where there is no limit.
     pub calls_max: Option<u32>,
-    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that.
+    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that; or `dns`.
     pub origin: String,
     /// What its probe says, and the calls to it; one of which neither speaks is believed healthy.
     pub healthy: bool,
@@ -144,6 +156,7 @@ pub(super) struct Facts<'c> {
     /// Whether the kernel half knows the neighbour of each endpoint.
     pub resolved: Option<BTreeMap<SocketAddr, bool>>,
     pub ejections: &'c Ejections,
+    pub names: Option<&'c Names>,
 }
 
 impl Facts<'_> {
@@ -196,7 +209,7 @@ impl Facts<'_> {
         let Some(config) = self.snapshot.map(|snapshot| &snapshot.config) else {
             return Vec::new();
         };
-        let listener = |listener: &crate::config::Listener| {
+        let listener = |listener: &config::Listener| {
             let (mode, upstream) = match &listener.mode {
                 ListenerMode::Serve { tls: None } => ("http", None),
                 ListenerMode::Serve { tls: Some(_) } => ("https", None),
@@ -225,6 +238,7 @@ impl Facts<'_> {
             let endpoints = endpoints.map(|endpoint| {
                 let origin = match changes.change(endpoint.address) {
                     Some(_) => Origin::Runtime.to_string(),
+                    None if endpoint.is_named => "dns".to_owned(),
                     None => config.at.to_string(),
                 };
                 self.endpoint(upstream, endpoint, origin, config.probe.is_some())
@@ -238,10 +252,23 @@ impl Facts<'_> {
                 endpoints: endpoints.collect(),
                 calls_max: upstream.calls_max,
                 pending: upstream.queue().facts().pending,
+                names: self.names(config),
                 removed: changes.removed().collect(),
             }
         });
         upstreams.collect()
+    }
+
+    fn names(&self, upstream: &config::Upstream) -> Vec<Name> {
+        let names = upstream.names.iter().filter_map(|name| {
+            let known = self.names?.known(name);
+            Some(Name {
+                name: name.name().to_owned(),
+                addresses: known.targets.len(),
+                failure: known.failure,
+            })
+        });
+        names.collect()
     }
 
     fn endpoint(

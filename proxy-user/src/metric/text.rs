@@ -48,6 +48,8 @@ pub struct Outside {
     pub rule_drops: Vec<(String, u64)>,
     /// Listener, file and end of validity (seconds since 1970) of each certificate.
     pub certificates: Vec<([String; 2], i64)>,
+    /// Names of endpoints, how many addresses each has, and whether the last answer was a good one.
+    pub names: Vec<(String, u64, bool)>,
     /// Seconds since 1970 at which the daemon started.
     pub start_time_seconds: u64,
 }
@@ -100,6 +102,7 @@ impl Collector for All {
         page.queues(&self.outside)?;
         page.health(&self.registry)?;
         page.breakers(&self.outside)?;
+        page.names(&self.registry, &self.outside)?;
         page.datapath(&self.outside)
     }
 }

@@ -23,6 +23,7 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
         routes,
         policies: Vec::new(),
         upstreams: Vec::new(),
+        resolver: crate::config::Resolver::default(),
         tunables: Vec::new(),
     }
 }

@@ -196,6 +196,11 @@ tree! {
     }
     upstream: Upstream {
         connect_timeout: duration[5 * S, 10 * MS, 5 * MINUTE] Live "Longest wait for a connection to an endpoint; then another, or 504.";
+        dns_addresses_max: count[64, 1, 4096] Live "Addresses of one name, or targets of one service, that are taken; more are left out.";
+        dns_start_timeout: duration[2 * S, 0, 20 * S] Live "How long a start or a reload waits for names that were never looked up; then it goes on without.";
+        dns_timeout: duration[5 * S, 100 * MS, MINUTE] Live "Longest wait for one answer of the DNS; what was known stays.";
+        dns_ttl_max: duration[5 * MINUTE, S, DAY] Live "A name is looked up again after so long, even if its TTL is longer.";
+        dns_ttl_min: duration[S, S, HOUR] Live "A name is not looked up again before so long, even if its TTL is shorter.";
         endpoints_max: count[4096, 1, 65_536] Live "Endpoints of one upstream up to which commands may add to it.";
         failed_hold: duration[10 * S, 0, HOUR] Live "How long an endpoint that refused a connection is left out while another one is there.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";

@@ -21,6 +21,8 @@ pub struct Endpoint {
     /// Calls under way are counted in one place, for whoever must know those of all workers at every choice.
     is_shared: bool,
     learns_latency: bool,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
     state: Arc<State>,
 }
 
@@ -97,6 +99,7 @@ impl Endpoint {
                         })
                 ),
             learns_latency: upstream.balance == Balance::Ewma,
+            is_named: config.is_named,
             state,
         }
     }

@@ -216,6 +216,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
         routes: Vec::new(),
         policies: Vec::new(),
         upstreams: vec![upstream(Balance::Random, &[(2, 5), (3, 1)])],
+        resolver: config::Resolver::default(),
         tunables: Vec::new(),
     };
     let after = build(&config, 1, SEED, Some(&before));

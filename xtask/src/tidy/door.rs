@@ -15,6 +15,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("httparse", &["message"]),
     ("h2", &["codec"]),
     ("tokio", &["control", "admin", "origin", "file"]),
+    ("hickory_resolver", &["control"]),
     ("prometheus_client", &["metric"]),
     ("toml", &["config", "tunable"]),
     ("annotate_snippets", &["config"]),

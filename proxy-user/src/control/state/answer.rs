@@ -7,6 +7,7 @@ use super::Control;
 use crate::config::Diagnostic;
 use crate::control::bans::OPERATOR;
 use crate::control::message::ToKeeper;
+use crate::control::names::Names;
 use crate::control::request::{Request, SysctlRequest};
 use crate::control::status::{Facts, Status};
 use crate::datapath::Writer;
@@ -119,6 +120,9 @@ impl Control {
         {
             log::error!("the kernel half keeps its limits: {error:#}");
         }
+        if let Some(names) = &mut self.names {
+            names.behave(&snapshot.config.resolver, &snapshot.tunables);
+        }
         self.snapshot = Some(snapshot);
         self.remember();
     }
@@ -128,6 +132,7 @@ impl Control {
             backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
+            names: self.names.as_ref().map(Names::facts).unwrap_or_default(),
             start_time_seconds: self
                 .started
                 .duration_since(UNIX_EPOCH)
@@ -206,6 +211,7 @@ impl Control {
             lost: &self.lost,
             resolved,
             ejections: &self.ejections,
+            names: self.names.as_ref(),
         };
         facts.status()
     }

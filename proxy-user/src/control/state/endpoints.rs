@@ -29,7 +29,7 @@ impl Control {
             return Err("the daemon has no configuration yet".to_owned());
         };
         let index = find(&snapshot, &request.upstream)?;
-        let config = &snapshot.config.upstreams[index];
+        let config = &self.listed(&snapshot.config, index);
         let endpoints_max = snapshot.tunables.upstream.endpoints_max as usize;
         let of = self.changes.of(&config.name);
         let next = of.after(config, address, request.act, endpoints_max)?;

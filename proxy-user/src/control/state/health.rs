@@ -207,12 +207,13 @@ impl Control {
         changed
     }
 
-    /// A probe found that an endpoint lives again. Whoever died and came back needs no more time, but one whose probe was
-    /// well all the while calls to it failed does.
+    /// A probe found that an endpoint lives again: nothing is held against it that was before, for whoever died and came
+    /// back is another. (One whose probe was well all the while calls to it failed stays out for its time.)
     pub(super) fn revive(&mut self, upstream: &Upstream, endpoint: &Endpoint) {
         endpoint.welcome(now_ns());
-        if self.ejections.end((&upstream.name, endpoint.address)) {
-            self.readmit(upstream, endpoint);
+        match self.ejections.end((&upstream.name, endpoint.address)) {
+            true => self.readmit(upstream, endpoint),
+            false => endpoint.eject(false),
         }
     }
 

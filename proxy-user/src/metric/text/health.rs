@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use prometheus_client::metrics::MetricType;
 
 use super::super::{Endpoint, Registry, locked};
-use super::{Page, counted};
+use super::{Outside, Page, counted};
 
 impl Page<'_> {
     pub(super) fn health(&mut self, registry: &Registry) -> Result<(), Error> {
@@ -64,6 +64,30 @@ impl Page<'_> {
         for ([upstream], counts) in &*upstreams {
             let panicked = counts.panicked.load(Relaxed);
             counted(&mut family, &[("upstream", upstream)], panicked)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn names(&mut self, registry: &Registry, outside: &Outside) -> Result<(), Error> {
+        let control = &registry.control;
+        let asked = control.lookups.load(Relaxed);
+        self.counter("upstream_dns_lookups", "Names looked up.", asked)?;
+        let failed = control.lookups_failed.load(Relaxed);
+        let help = "Names looked up without a good answer; what was known stayed.";
+        self.counter("upstream_dns_lookups_failed", help, failed)?;
+        let help = "Addresses that a name of endpoints has, by the last good answer.";
+        let mut family = self.family("upstream_dns_addresses", help, MetricType::Gauge)?;
+        for (name, addresses, _) in &outside.names {
+            family
+                .encode_family(&[("name", name)])?
+                .encode_gauge(addresses)?;
+        }
+        let help = "1 while the last answer was a good one.";
+        let mut family = self.family("upstream_dns_known", help, MetricType::Gauge)?;
+        for (name, _, is_known) in &outside.names {
+            family
+                .encode_family(&[("name", name)])?
+                .encode_gauge(&u64::from(*is_known))?;
         }
         Ok(())
     }
