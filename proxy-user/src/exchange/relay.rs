@@ -213,7 +213,7 @@ async fn attempt(
     match done {
         Ok(()) => Ok(Kept {
             client: answer.keep_alive,
-            origin: response.keep_alive() && upload.is_done(),
+            origin: response.keep_alive() && upload.is_done() && request.ends_surely(),
         }),
         Err(TransferError::Sink | TransferError::SinkLate) => Err(Failure::Client),
         Err(error) => Err(Failure::Response(error)),
