@@ -43,6 +43,8 @@ enum Kind {
     Reset,
     /// The origin answers too late.
     Late,
+    /// A GET whose body is another request, at an origin that reads no body of a GET and answers both (CL.0).
+    Smuggle,
     /// The client resets right behind its request.
     Leave,
     /// The client closes within its body.
@@ -59,8 +61,9 @@ impl Kind {
             850..890 => Self::Close,
             890..920 => Self::More,
             920..950 => Self::Reset,
-            950..951 => Self::Late,
-            951..980 => Self::Leave,
+            950 => Self::Late,
+            951..970 => Self::Smuggle,
+            970..985 => Self::Leave,
             _ => Self::Half,
         }
     }
@@ -188,6 +191,13 @@ fn ask(mut stream: TcpStream, kind: Kind, id: &str) -> std::io::Result<Option<Tc
         true => format!("Content-Length: {}\r\n", body.len()),
         false => String::new(),
     };
+    let (length, body) = match kind {
+        Kind::Smuggle => (
+            format!("Content-Length: {}\r\n", SMUGGLED.len()),
+            SMUGGLED.to_owned(),
+        ),
+        _ => (length, body),
+    };
     let head = format!("{method} /{kind:?}/{id} HTTP/1.1\r\nHost: crowd.test\r\n{length}\r\n");
     let mut bytes = (head + &body).into_bytes();
     if kind == Kind::Half {
@@ -199,6 +209,9 @@ fn ask(mut stream: TcpStream, kind: Kind, id: &str) -> std::io::Result<Option<Tc
     }
     Ok(Some(stream).filter(|_| !matches!(kind, Kind::Leave | Kind::Half)))
 }
+
+/// The answer to this is nobody's.
+const SMUGGLED: &str = "GET /Plain/smuggled HTTP/1.1\r\nHost: crowd.test\r\n\r\n";
 
 /// The body of a request and of its answer: of many lengths, and full of its id.
 fn body_of(id: &str) -> String {
@@ -331,11 +344,16 @@ fn serve(mut stream: TcpStream, count: &AtomicU64) -> std::io::Result<()> {
             head,
             ..Heard::default()
         };
-        if !take_body(&mut stream, &mut read, &mut heard)? {
+        if kind != "Smuggle" && !take_body(&mut stream, &mut read, &mut heard)? {
             return Ok(());
         }
         match kind {
             "Early" => {}
+            "Plain" if id == "smuggled" => {
+                // Long enough for another request to have taken its connection.
+                thread::sleep(Duration::from_millis(20));
+                stream.write_all(whole(&body).as_bytes())?;
+            }
             "Chunked" => {
                 let (one, two) = body.split_at(body.len() / 2);
                 let start = format!(
