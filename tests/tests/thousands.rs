@@ -156,7 +156,7 @@ fn one_endpoint_among_thousands_is_changed_alone(stage: &mut Stage) -> Result<()
 fn a_reload_of_thousands_keeps_them(stage: &mut Stage) -> Result<()> {
     fs::write(&stage.path, configuration(MOST - 1))?;
     let begun = Instant::now();
-    stage.sluice.reload()?;
+    stage.sluice.command(&["reload"])?;
     eprintln!("reloaded after {:?}", begun.elapsed());
     forwards(stage, &listener(1234))?;
     let daemon = stage.sluice.daemon()?;
