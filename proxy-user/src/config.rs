@@ -10,6 +10,8 @@ mod datapath;
 pub mod diagnostic;
 mod field;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod health;
 mod listener;
 mod load;

@@ -29,6 +29,9 @@ struct Count {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     setup::run()?;
+    if let Err(error) = setup::tools() {
+        say::failed(&format!("{error:#}"));
+    }
     let mut count = Count::default();
     count.check("Formatting", || quiet(&["fmt", "--all", "--check"]));
     count.check("Tidy", || tidy::run(&tidy::Arguments::check()));
@@ -91,6 +94,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "layer7",
             "--test",
             "health",
+            "--test",
+            "message",
+            "--test",
             "names",
             "--no-fail-fast",
         ],
@@ -172,15 +178,8 @@ impl Count {
         }
     }
 
-    /// The bench measures HAProxy, and sees it when it is slowed down on purpose; what is not installed is skipped aloud.
+    /// The bench measures HAProxy, and sees it when it is slowed down on purpose.
     fn bench(&mut self) {
-        let haproxy = setup::Package {
-            name: "haproxy",
-            purpose: "tests of the bench slow it down on purpose",
-        };
-        if let Err(error) = setup::install(&[haproxy]) {
-            say::failed(&format!("{error:#}"));
-        }
         self.tests(
             "The bench, from its command line to its report",
             &["test", "--package", "bench", "--test", "end_to_end"],
