@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-pub use text::Outside;
+pub use text::{Outside, Waiting};
 
 /// Label sets of one kind that are kept apart; those that come after share one named `other`.
 pub const SERIES_MAX: usize = 16_384;
@@ -40,6 +40,11 @@ impl Gauge {
     #[inline]
     pub fn add(&self, n: i64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Becomes `n`. Only ever called by the one thread that owns this gauge.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Relaxed);
     }
 
     /// The present value; any thread.
@@ -116,7 +121,27 @@ pub struct Worker {
     pub reports_dropped: Counter,
     /// Connections closed because their source was banned.
     pub connections_banned: Counter,
+    /// By signal, in the order of `overload::Signal::ALL`.
+    pub overload: [Overload; 3],
     rejected: Rejected,
+}
+
+/// What one signal of overload says to one worker.
+#[derive(Debug, Default)]
+pub struct Overload {
+    pub used_percent: Gauge,
+    /// Number of the stage, 0 for none.
+    pub stage: Gauge,
+    /// Times that each stage was entered, from above or below.
+    pub entered: [Counter; 5],
+}
+
+impl Overload {
+    /// Notes the present state.
+    pub fn set(&self, used_percent: u32, stage: usize) {
+        self.used_percent.set(used_percent.into());
+        self.stage.set(i64::try_from(stage).unwrap_or(0));
+    }
 }
 
 impl Worker {
@@ -226,6 +251,12 @@ pub struct EndpointShard {
     pub failures: Counter,
     /// Calls that were tried again because the one before failed.
     pub retries: Counter,
+    /// Calls that would have been tried again, had there been more of a budget.
+    pub retries_denied: Counter,
+    /// Calls begun because the one before took long.
+    pub hedges: Counter,
+    /// Those of them that answered first.
+    pub hedges_won: Counter,
     /// Connections opened.
     pub connects: Counter,
     /// Connections open now, in use or idle.
@@ -329,6 +360,23 @@ impl Registry {
     /// The counters of the worker of this index.
     pub fn worker(&self, index: usize) -> Arc<Worker> {
         Arc::clone(&self.workers[index.min(self.workers.len() - 1)])
+    }
+
+    /// The worst that any worker says of each signal of overload: percent used, and number of the stage.
+    pub fn overload(&self) -> [(i64, i64); 3] {
+        let worst = |signal: usize, part: fn(&Overload) -> &Gauge| {
+            let workers = self.workers.iter();
+            workers
+                .map(|worker| part(&worker.overload[signal]).value())
+                .max()
+                .unwrap_or(0)
+        };
+        [0, 1, 2].map(|signal| {
+            (
+                worst(signal, |overload| &overload.used_percent),
+                worst(signal, |overload| &overload.stage),
+            )
+        })
     }
 
     /// The counters of a listener, made when its name is new.

@@ -95,6 +95,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "health",
             "--test",
+            "balance",
+            "--test",
             "message",
             "--test",
             "names",

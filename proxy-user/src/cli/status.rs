@@ -90,6 +90,14 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             joined(status.datapath.lost.iter())
         )?;
     }
+    let overload = status.overload.iter().map(|signal| {
+        let stage = match signal.stage.as_str() {
+            "none" => String::new(),
+            stage => format!(", stage {stage}"),
+        };
+        format!("{} {} %{stage}", signal.signal, signal.used_percent)
+    });
+    writeln!(text, "used: {}", joined(overload))?;
     let limits = &status.limits;
     writeln!(
         text,
@@ -103,12 +111,19 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
 
 /// An upstream and its endpoints.
 pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt::Result {
+    let waits = match (upstream.calls_max, upstream.pending) {
+        (Some(max), pending) => format!(" at most {max} calls, {pending} wait"),
+        (None, 0) => String::new(),
+        (None, pending) => format!(" {pending} wait"),
+    };
     let panics = if upstream.panics {
         " too few endpoints are healthy, so health is ignored"
     } else {
         ""
     };
-    writeln!(text, "upstream {}:{panics}", upstream.name)?;
+    let breaker = upstream.breaker.as_ref();
+    let breaker = breaker.map_or_else(String::new, |state| format!(" (breaker {state})"));
+    writeln!(text, "upstream {}{breaker}:{panics}{waits}", upstream.name)?;
     for endpoint in &upstream.endpoints {
         let (address, weight) = (endpoint.address, endpoint.weight);
         writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
@@ -149,7 +164,12 @@ fn state(endpoint: &Endpoint) -> String {
         "dns" => Some("by its name".to_owned()),
         _ => None,
     };
-    let all = [Some(health), share, neighbour, origin];
+    let backup = endpoint.backup.then(|| "backup".to_owned());
+    let calls = match endpoint.calls_max {
+        Some(max) => format!("{} of {max} calls", endpoint.calls_active),
+        None => format!("{} calls", endpoint.calls_active),
+    };
+    let all = [backup, Some(health), Some(calls), share, neighbour, origin];
     joined(all.into_iter().flatten())
 }
 

@@ -271,6 +271,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         .resolver
         .first()
         .map_or_else(|| Some(Resolver::default()), resolver::resolver);
+    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let upstreams = sections
         .upstreams
         .iter()
@@ -298,6 +299,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
             policies,
             upstreams,
             resolver,
+            l7_values,
             tunables,
         },
         written,

@@ -107,7 +107,7 @@ fn the_full_example_loads_as_it_is_meant() {
     assert_eq!(orders.policies, [0, 1]);
     assert_eq!(orders.action, Action::Upstream(vec![(0, 95), (1, 5)]));
     assert_eq!(
-        (orders.retries, orders.exchange_timeout),
+        (orders.retry.retries, orders.timeout.exchange),
         (Some(2), Some(Duration::from_secs(10)))
     );
     assert_eq!(
@@ -156,7 +156,43 @@ fn the_full_example_loads_as_it_is_meant() {
         .iter()
         .map(|endpoint| endpoint.weight)
         .collect();
-    assert_eq!(weights, [1, 2]);
+    assert_eq!(weights, [1, 2, 1]);
+    let orders = &config.upstreams[0];
+    let limits = orders.endpoints.iter();
+    let limits: Vec<_> = limits.map(|one| (one.calls_max, one.is_backup)).collect();
+    assert_eq!(limits, [(None, false), (Some(20), false), (None, true)]);
+    assert_eq!(
+        orders.balance,
+        Balance::Maglev(Hashing {
+            key: Attribute::Capture("id".into()),
+            load_percent_max: Some(125)
+        })
+    );
+    assert_eq!(
+        (
+            orders.calls_max,
+            orders.endpoint_calls_max,
+            orders.queue.pending_max,
+            orders.queue.wait
+        ),
+        (Some(200), Some(50), Some(100), Some(Duration::from_secs(2)))
+    );
+    let sticky = orders.sticky.as_ref().expect("a cookie");
+    assert_eq!(
+        (&*sticky.cookie, &*sticky.path, sticky.ttl),
+        ("node", "/orders", Some(Duration::from_secs(3600)))
+    );
+    assert_eq!(
+        (sticky.is_secure, sticky.same_site, sticky.is_http_only),
+        (Some(true), SameSite::Strict, false)
+    );
+    assert!(sticky.key.is_some());
+    assert_eq!(
+        config.upstreams[1].balance,
+        Balance::LeastRequest {
+            candidates: u32::MAX
+        }
+    );
     assert_eq!(
         config.datapath.nat.as_ref().map(|nat| nat.ports),
         Some((20_000, 59_999))

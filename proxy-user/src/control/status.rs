@@ -16,6 +16,7 @@ use crate::datapath::Interface;
 use crate::metric::Registry;
 use crate::net;
 use crate::offload::now_ns;
+use crate::overload::{Signal, Stage};
 use crate::snapshot::Snapshot;
 use crate::upstream::{self, SHARE_WHOLE};
 
@@ -38,7 +39,17 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
     pub bans: u64,
+    pub overload: Vec<Overload>,
     pub limits: Limits,
+}
+
+/// What one signal of overload says, in the worst worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Overload {
+    pub signal: String,
+    pub used_percent: i64,
+    /// What is left off because of it; `none` is nothing.
+    pub stage: String,
 }
 
 /// How workers ask the kernel for connections and bytes.
@@ -65,7 +76,13 @@ pub struct Upstream {
     pub name: String,
     /// Health is ignored, because too few endpoints have it.
     pub panics: bool,
+    /// `open` while nobody is asked because too many calls failed, else `closed`; absent where there is no breaker.
+    pub breaker: Option<String>,
     pub endpoints: Vec<Endpoint>,
+    /// Calls that may be under way at a time; absent where there is no limit.
+    pub calls_max: Option<u32>,
+    /// Requests that wait for room.
+    pub pending: u32,
     pub names: Vec<Name>,
     /// Endpoints of the file that a command removed; a reload brings them back.
     pub removed: Vec<SocketAddr>,
@@ -85,6 +102,12 @@ pub struct Name {
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
+    /// It is asked only while no other can be.
+    pub backup: bool,
+    /// Calls under way.
+    pub calls_active: u64,
+    /// Calls that may be under way at a time; absent where there is no limit.
+    pub calls_max: Option<u32>,
     /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that; or `dns`.
     pub origin: String,
     /// What its probe says, and the calls to it; one of which neither speaks is believed healthy.
@@ -163,8 +186,23 @@ impl Facts<'_> {
                 flows: self.flows,
             },
             bans: self.bans,
+            overload: self.overload(),
             limits: self.limits(),
         }
+    }
+
+    fn overload(&self) -> Vec<Overload> {
+        let signals = Signal::ALL.into_iter().zip(self.registry.overload());
+        let told = signals.map(|(signal, (used_percent, stage))| {
+            let stage = usize::try_from(stage).ok();
+            let stage = stage.and_then(|stage| Stage::ALL.get(stage));
+            Overload {
+                signal: signal.word().to_owned(),
+                used_percent,
+                stage: stage.map_or("none", |stage| stage.word()).to_owned(),
+            }
+        });
+        told.collect()
     }
 
     fn listeners(&self) -> Vec<Listener> {
@@ -208,7 +246,12 @@ impl Facts<'_> {
             Upstream {
                 name: upstream.name.clone(),
                 panics: upstream.panics(),
+                breaker: upstream
+                    .breaker()
+                    .map(|breaker| if breaker.is_open() { "open" } else { "closed" }.to_owned()),
                 endpoints: endpoints.collect(),
+                calls_max: upstream.calls_max,
+                pending: upstream.queue().facts().pending,
                 names: self.names(config),
                 removed: changes.removed().collect(),
             }
@@ -244,6 +287,9 @@ impl Facts<'_> {
         Endpoint {
             address,
             weight: endpoint.weight,
+            backup: endpoint.is_backup,
+            calls_active: endpoint.active(),
+            calls_max: endpoint.calls_max,
             origin,
             healthy: endpoint.is_healthy(),
             probed,

@@ -62,8 +62,9 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
             headers: Vec::new(),
             body: [].into(),
         },
-        exchange_timeout: None,
-        retries: Some(0),
+        timeout: Default::default(),
+        retry: Default::default(),
+        hedge: None,
         at: Origin::Default,
     }
 }

@@ -9,7 +9,7 @@ use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 use super::*;
-use crate::config::{Balance, Origin};
+use crate::config::Origin;
 
 /// Records by name and type; `Err` is a code, `None` no answer at all.
 type Zone =
@@ -186,8 +186,8 @@ fn a_name_is_looked_up_again_when_its_ttl_says_so_but_not_all_the_time() {
         answers.map(|answer| ips(&answer)),
         [[ip(1)], [ip(2)], [ip(3)]]
     );
-    // Twice dns_ttl_min, less what chance takes off.
-    assert!(start.elapsed() >= Duration::from_millis(1800));
+    // Twice dns_ttl_min.
+    assert!(start.elapsed() >= Duration::from_millis(1990));
     assert_eq!(server.asked(RecordType::A), 3);
 }
 
@@ -317,13 +317,8 @@ fn names(known: &[(Question, Vec<Target>)]) -> Names {
 
 fn upstream(endpoints: Vec<Endpoint>, names: Vec<EndpointName>) -> config::Upstream {
     config::Upstream {
-        name: "app".to_owned(),
-        balance: Balance::RoundRobin,
-        endpoints,
         names,
-        probe: None,
-        health: config::Health::default(),
-        at: Origin::Default,
+        ..config::Upstream::new("app", endpoints)
     }
 }
 
@@ -342,7 +337,11 @@ fn endpoints_are_those_with_addresses_and_those_of_names_each_once() {
     let of_host = EndpointName::Host {
         host: "app.test.".to_owned(),
         port: 8080,
-        weight: 7,
+        traits: Traits {
+            weight: 7,
+            is_backup: true,
+            calls_max: Some(5),
+        },
     };
     let by_address = Endpoint::new((ip(1), 8080).into(), 3);
     let gone = Endpoint {
@@ -353,6 +352,8 @@ fn endpoints_are_those_with_addresses_and_those_of_names_each_once() {
     let endpoints = names.endpoints(&upstream, |_| true);
     let named = Endpoint {
         is_named: true,
+        is_backup: true,
+        calls_max: Some(5),
         ..Endpoint::new((ip(2), 8080).into(), 7)
     };
     assert_eq!(endpoints, [by_address, named]);
@@ -361,21 +362,27 @@ fn endpoints_are_those_with_addresses_and_those_of_names_each_once() {
 }
 
 #[test]
-fn weights_of_services_fit_into_ours_and_the_first_priority_is_asked() {
+fn weights_of_services_fit_into_ours_and_all_but_the_first_priority_stand_in() {
     let service = EndpointName::Service {
         name: "_http._tcp.app.test".to_owned(),
+        calls_max: None,
     };
-    let weights = |targets: &[Target]| -> Vec<(u16, u32)> {
+    let weights = |targets: &[Target]| -> Vec<(u16, u32, bool)> {
         let names = names(&[(Question::from(&service), targets.to_vec())]);
         let upstream = upstream(Vec::new(), vec![service.clone()]);
         let endpoints = names.endpoints(&upstream, |_| true);
-        let pairs = endpoints.iter().map(|one| (one.address.port(), one.weight));
-        pairs.collect()
+        let seen = endpoints
+            .iter()
+            .map(|one| (one.address.port(), one.weight, one.is_backup));
+        seen.collect()
     };
     let small = [target(1, 1, 3, 0), target(1, 2, 0, 0), target(1, 3, 7, 5)];
-    assert_eq!(weights(&small), [(1, 3), (2, 1)]);
+    assert_eq!(
+        weights(&small),
+        [(1, 3, false), (2, 1, false), (3, 7, true)]
+    );
     let large = [target(1, 1, 60_000, 0), target(1, 2, 30_000, 0)];
-    assert_eq!(weights(&large), [(1, 1000), (2, 500)]);
+    assert_eq!(weights(&large), [(1, 1000, false), (2, 500, false)]);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use crate::control::names::Names;
 use crate::control::request::{Request, SysctlRequest};
 use crate::control::status::{Facts, Status};
 use crate::datapath::Writer;
-use crate::metric::Outside;
+use crate::metric::{Outside, Waiting};
 use crate::tunable::{self, Answer, Origin, Tunables};
+use crate::upstream::Upstream;
 use crate::worker;
 
 impl Control {
@@ -129,9 +130,29 @@ impl Control {
                 .map_or(0, |since| since.as_secs()),
             ..Outside::default()
         };
+        for upstream in self
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| &*snapshot.upstreams)
+        {
+            let active = upstream.endpoints.iter().map(|endpoint| {
+                let labels = [upstream.name.clone(), endpoint.address.to_string()];
+                (labels, endpoint.active())
+            });
+            outside.calls_active.extend(active);
+            outside.queues.extend(waiting(upstream));
+        }
         let interfaces = self.start.interfaces.iter();
         outside.attached = interfaces
             .map(|interface| (interface.name.clone(), !self.lost.contains(&interface.name)))
+            .collect();
+        let upstreams = self
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| &*snapshot.upstreams);
+        outside.breakers = upstreams
+            .filter_map(|upstream| Some((upstream, upstream.breaker()?)))
+            .map(|(upstream, breaker)| (upstream.name.clone(), breaker.is_open(), breaker.opened()))
             .collect();
         if let Some(datapath) = &mut self.datapath {
             match datapath.counts() {
@@ -185,6 +206,19 @@ impl Control {
         };
         facts.status()
     }
+}
+
+/// What is told of an upstream's queue, where it has one.
+fn waiting(upstream: &Upstream) -> Option<Waiting> {
+    let facts = upstream.has_limits().then(|| upstream.queue().facts())?;
+    Some(Waiting {
+        upstream: upstream.name.clone(),
+        pending: facts.pending.into(),
+        queued: facts.queued,
+        full: facts.full,
+        late: facts.late,
+        waited_us: facts.waited_us,
+    })
 }
 
 fn changed_lines(before: &Tunables, after: &Tunables) -> Vec<String> {

@@ -11,7 +11,7 @@ fn with_health(weights: &[u32], health: config::Health) -> Upstream {
         health,
         ..upstream(Balance::RoundRobin, &endpoints)
     };
-    Upstream::new(&config, 1, None)
+    made(&config, 1)
 }
 
 fn equal(count: usize) -> Upstream {
@@ -89,7 +89,7 @@ fn where_none_is_healthy_nobody_is_asked_however_high_the_threshold() {
     kill(&upstream, 1);
     upstream.settle();
     assert!(!upstream.panics());
-    assert_eq!(upstream.choose(0, None, 0, NOW_NS), None);
+    assert_eq!(pick(&upstream, ask(0, None, 0, NOW_NS)), None);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn one_that_starts_slowly_takes_its_share_of_turns_and_all_if_it_is_alone() {
         let mut taken = 0;
         for call in 0..2000_u64 {
             let random = call.wrapping_mul(0xd134_2543_de82_ef95).rotate_left(17);
-            let chosen = upstream.choose(0, None, random, (100 + age_s) * S);
+            let chosen = pick(&upstream, ask(0, None, random, (100 + age_s) * S));
             taken += usize::from(chosen == Some(1));
         }
         // Of two turns it lets so many go by, and the other takes them.
@@ -148,7 +148,7 @@ fn one_that_starts_slowly_takes_its_share_of_turns_and_all_if_it_is_alone() {
     }
     kill(&upstream, 0);
     assert_eq!(
-        upstream.choose(0, None, 7, 100 * S),
+        pick(&upstream, ask(0, None, 7, 100 * S)),
         Some(1),
         "there is no other"
     );
@@ -163,8 +163,8 @@ fn those_that_come_with_a_reload_begin_slowly_and_those_of_the_start_do_not() {
         },
         ..upstream(Balance::Random, endpoints)
     };
-    let before = Upstream::new(&config(&[(1, 1)]), 1, None);
-    let after = Upstream::new(&config(&[(1, 1), (2, 1)]), 1, Some(&before));
+    let before = made(&config(&[(1, 1)]), 1);
+    let after = Upstream::new(&config(&[(1, 1), (2, 1)]), 1, SEED, Some(&before));
     after.welcome(&before, 100 * S);
     let share = |index: usize| after.share(&after.endpoints[index], 100 * S);
     assert_eq!((share(0), share(1)), (SHARE_WHOLE, SHARE_WHOLE / 10));
