@@ -66,17 +66,6 @@ impl Traits {
 }
 
 impl EndpointName {
-    /// Calls to its addresses have a limit of their own.
-    pub(super) fn has_limit(&self) -> bool {
-        matches!(
-            self,
-            Self::Host {
-                calls_max: Some(_),
-                ..
-            }
-        )
-    }
-
     /// The name that is asked for.
     pub fn name(&self) -> &str {
         match self {

@@ -76,7 +76,6 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
         let message = "nobody ever waits in this `queue`: there is no limit";
         return value.spot.refuse(message, "", Some(help));
     }
-    let (endpoints, names) = endpoints?;
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance?,
