@@ -50,7 +50,7 @@ pub use load::{Loaded, load, load_checked};
 pub use prefix::{Nearness, prefixes, shares};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
-pub use resolver::{EndpointName, Resolver};
+pub use resolver::{EndpointName, Resolver, Traits};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use sticky::{SameSite, Sticky};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;

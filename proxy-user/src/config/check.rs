@@ -22,9 +22,9 @@ pub(super) struct Whole<'s> {
     pub routes: Vec<Option<RouteDraft<'s>>>,
     pub policies: Vec<Option<(Policy, Spot<'s>)>>,
     pub upstreams: Vec<Option<(Upstream, Spot<'s>)>>,
+    pub resolver: Option<Resolver>,
     /// By upstream: what says something to L7 only.
     pub l7_values: Vec<Vec<Value<'s>>>,
-    pub resolver: Option<Resolver>,
     pub tunables: Tunables,
 }
 

@@ -267,11 +267,11 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         || Some(datapath::absent()),
         |section| datapath::datapath(section, context),
     );
-    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let resolver = sections
         .resolver
         .first()
         .map_or_else(|| Some(Resolver::default()), resolver::resolver);
+    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let upstreams = sections
         .upstreams
         .iter()
@@ -298,8 +298,8 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
             routes,
             policies,
             upstreams,
-            l7_values,
             resolver,
+            l7_values,
             tunables,
         },
         written,

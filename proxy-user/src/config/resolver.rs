@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::HostMatch;
 use super::pattern::parse_host;
 use super::table::{Section, Value};
+use super::{Endpoint, HostMatch};
 use crate::tunable::unit::shown;
 
 /// Most servers; more than a few only make waiting longer.
@@ -23,36 +23,62 @@ pub struct Resolver {
 /// An endpoint, or several, by a name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EndpointName {
-    /// Every address of this host, with this port, each of this weight, and the rest as in [`super::Endpoint`].
+    /// Every address of this host, with this port, and each like this.
     Host {
         host: String,
         port: u16,
-        weight: u32,
-        is_backup: bool,
+        traits: Traits,
+    },
+    /// Every target of its SRV records, with their ports, weights and priorities (RFC 2782).
+    Service {
+        name: String,
         calls_max: Option<u32>,
     },
-    /// Every target of its SRV records, with their ports and weights; those that do not have the first priority stand in
-    /// (RFC 2782).
-    Service { name: String },
+}
+
+/// What is said of an endpoint beside its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Traits {
+    pub weight: u32,
+    pub is_backup: bool,
+    pub calls_max: Option<u32>,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            is_backup: false,
+            calls_max: None,
+        }
+    }
+}
+
+impl Traits {
+    /// An endpoint like this.
+    pub fn at(self, address: SocketAddr) -> Endpoint {
+        Endpoint {
+            is_backup: self.is_backup,
+            calls_max: self.calls_max,
+            ..Endpoint::new(address, self.weight)
+        }
+    }
 }
 
 impl EndpointName {
-    /// Calls to its addresses have a limit of their own.
-    pub(super) fn has_limit(&self) -> bool {
-        matches!(
-            self,
-            Self::Host {
-                calls_max: Some(_),
-                ..
-            }
-        )
-    }
-
     /// The name that is asked for.
     pub fn name(&self) -> &str {
         match self {
             Self::Host { host, .. } => host,
-            Self::Service { name } => name,
+            Self::Service { name, .. } => name,
+        }
+    }
+
+    /// Calls under way at a time to each of its endpoints.
+    pub fn calls_max(&self) -> Option<u32> {
+        match self {
+            Self::Host { traits, .. } => traits.calls_max,
+            Self::Service { calls_max, .. } => *calls_max,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::address::parse_endpoint_address;
 use super::context::Context;
 use super::problem::Spot;
 use super::resilience::breaker;
-use super::resolver::{parse_name, parse_named};
+use super::resolver::{Traits, parse_name, parse_named};
 use super::table::{Section, Value, optional};
 use super::{Endpoint, EndpointName, Queue, Upstream, balance, health, probe, sticky};
 
@@ -65,18 +65,17 @@ pub(super) fn upstream(section: &Section<'_>, context: &Context<'_>) -> Option<U
     let breaker = optional(section.find("breaker").map(|value| breaker(&value)));
     section.later("tls");
     section.finish();
-    if let (Some(value), Some(None), Some(None), Some((endpoints, names))) =
-        (queue_value, calls_max, endpoint_calls_max, &endpoints)
-        && endpoints
-            .iter()
-            .all(|endpoint| endpoint.calls_max.is_none())
-        && names.iter().all(|name| !name.has_limit())
+    let (endpoints, names) = endpoints?;
+    let mut limits = endpoints.iter().map(|endpoint| endpoint.calls_max);
+    let mut limits_of_names = names.iter().map(EndpointName::calls_max);
+    if let (Some(value), Some(None), Some(None)) = (queue_value, calls_max, endpoint_calls_max)
+        && limits.all(|limit| limit.is_none())
+        && limits_of_names.all(|limit| limit.is_none())
     {
         let help = "write calls_max = 200, or endpoint_calls_max = 50".to_owned();
         let message = "nobody ever waits in this `queue`: there is no limit";
         return value.spot.refuse(message, "", Some(help));
     }
-    let (endpoints, names) = endpoints?;
     Some(Upstream {
         name: name?.to_owned(),
         balance: balance?,
@@ -160,43 +159,33 @@ fn named(item: &Value<'_>) -> Option<Option<EndpointName>> {
         return Some(host.map(|(host, port)| EndpointName::Host {
             host,
             port,
-            weight: 1,
-            is_backup: false,
-            calls_max: None,
+            traits: Traits::default(),
         }));
     }
     let mut section = item.is_table().then(|| item.section())??;
     section.name = "an endpoint".to_owned();
     if let Some(service) = section.find("srv") {
         let name = service.parsed(parse_name);
+        let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
         section.finish();
-        return Some(name.map(|name| EndpointName::Service { name }));
+        let (Some(name), Some(calls_max)) = (name, calls_max) else {
+            return Some(None);
+        };
+        return Some(Some(EndpointName::Service { name, calls_max }));
     }
     let address = section.find("address")?;
     let parsed = parse_named(address.as_text()?)?;
     let host = address.parsed(|_| parsed);
-    let share = share(&section);
+    let traits = traits(&section);
     section.finish();
-    let (Some((host, port)), Some(share)) = (host, share) else {
+    let (Some((host, port)), Some(traits)) = (host, traits) else {
         return Some(None);
     };
-    Some(Some(EndpointName::Host {
-        host,
-        port,
-        weight: share.weight,
-        is_backup: share.is_backup,
-        calls_max: share.calls_max,
-    }))
+    Some(Some(EndpointName::Host { host, port, traits }))
 }
 
-/// What an endpoint takes of the work.
-struct Share {
-    weight: u32,
-    is_backup: bool,
-    calls_max: Option<u32>,
-}
-
-fn share(section: &Section<'_>) -> Option<Share> {
+/// What an endpoint's table says beside its address.
+fn traits(section: &Section<'_>) -> Option<Traits> {
     let weight = section
         .find("weight")
         .map_or(Some(1), |value| value.number(0..=WEIGHT_MAX));
@@ -204,7 +193,7 @@ fn share(section: &Section<'_>) -> Option<Share> {
         .find("backup")
         .map_or(Some(false), |value| value.truth());
     let calls_max = optional(section.find("calls_max").map(|value| limit(&value)));
-    Some(Share {
+    Some(Traits {
         weight: weight?,
         is_backup: is_backup?,
         calls_max: calls_max?,
@@ -222,16 +211,7 @@ fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     let address = section
         .need("address", "address = \"10.0.0.11:8080\"")
         .and_then(|value| value.parsed(parse_endpoint_address));
-    let share = share(&section);
+    let traits = traits(&section);
     section.finish();
-    let Share {
-        weight,
-        is_backup,
-        calls_max,
-    } = share?;
-    Some(Endpoint {
-        is_backup,
-        calls_max,
-        ..Endpoint::new(address?, weight)
-    })
+    Some(traits?.at(address?))
 }

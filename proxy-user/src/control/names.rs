@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::config::{self, ENDPOINT_WEIGHT_MAX, Endpoint, EndpointName};
+use crate::config::{self, ENDPOINT_WEIGHT_MAX, Endpoint, EndpointName, Traits};
 use crate::tunable::Tunables;
 use lookup::{Asker, Manners};
 
@@ -67,7 +67,7 @@ impl From<&EndpointName> for Question {
     fn from(name: &EndpointName) -> Self {
         match name {
             EndpointName::Host { host, .. } => Self::Host(host.clone()),
-            EndpointName::Service { name } => Self::Service(name.clone()),
+            EndpointName::Service { name, .. } => Self::Service(name.clone()),
         }
     }
 }
@@ -223,36 +223,29 @@ impl Names {
 
 /// The endpoints that a name stands for.
 fn named(name: &EndpointName, targets: &[Target]) -> Vec<Endpoint> {
-    if let EndpointName::Host {
-        port,
-        weight,
-        is_backup,
-        calls_max,
-        ..
-    } = name
-    {
-        let host = targets.iter().map(|target| Endpoint {
-            is_named: true,
-            is_backup: *is_backup,
-            calls_max: *calls_max,
-            ..Endpoint::new((target.ip, *port).into(), *weight)
-        });
-        return host.collect();
-    }
     let first = targets.iter().map(|target| target.priority).min();
     let heaviest = targets.iter().map(|target| target.weight).max();
-    let heaviest = heaviest.unwrap_or(0).max(ENDPOINT_WEIGHT_MAX);
-    // Those of a lower priority stand in when no other can be asked. A weight of 0 is a very small one (RFC 2782).
-    let service = targets.iter().map(|target| {
-        let weight =
-            u64::from(target.weight) * u64::from(ENDPOINT_WEIGHT_MAX) / u64::from(heaviest);
-        Endpoint {
-            is_named: true,
-            is_backup: Some(target.priority) != first,
-            ..Endpoint::new((target.ip, target.port).into(), (weight as u32).max(1))
+    let heaviest = u64::from(heaviest.unwrap_or(0).max(ENDPOINT_WEIGHT_MAX));
+    let endpoint = |target: &Target| match name {
+        EndpointName::Host { port, traits, .. } => traits.at((target.ip, *port).into()),
+        // A weight of 0 is a very small one, and who has not the first priority stands in (RFC 2782).
+        EndpointName::Service { calls_max, .. } => {
+            let weight = u64::from(target.weight) * u64::from(ENDPOINT_WEIGHT_MAX) / heaviest;
+            let traits = Traits {
+                weight: (weight as u32).max(1),
+                is_backup: Some(target.priority) != first,
+                calls_max: *calls_max,
+            };
+            traits.at((target.ip, target.port).into())
         }
-    });
-    service.collect()
+    };
+    let endpoints = targets.iter().map(endpoint);
+    endpoints
+        .map(|endpoint| Endpoint {
+            is_named: true,
+            ..endpoint
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -101,8 +101,8 @@ impl Collector for All {
         page.endpoints(&self.registry.endpoints)?;
         page.queues(&self.outside)?;
         page.health(&self.registry)?;
-        page.breakers(&self.outside)?;
         page.names(&self.registry, &self.outside)?;
+        page.breakers(&self.outside)?;
         page.datapath(&self.outside)
     }
 }

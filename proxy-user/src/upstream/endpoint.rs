@@ -14,6 +14,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 0 = takes no new work.
     pub weight: u32,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
     /// It is asked only while no other can be.
     pub is_backup: bool,
     /// Calls under way at a time, over all workers.
@@ -21,8 +23,6 @@ pub struct Endpoint {
     /// Calls under way are counted in one place, for whoever must know those of all workers at every choice.
     is_shared: bool,
     learns_latency: bool,
-    /// It came from a name, by the DNS.
-    pub is_named: bool,
     state: Arc<State>,
 }
 
@@ -87,6 +87,7 @@ impl Endpoint {
         Self {
             address: config.address,
             weight: config.weight,
+            is_named: config.is_named,
             is_backup: config.is_backup,
             calls_max,
             is_shared: calls_max.is_some()
@@ -99,7 +100,6 @@ impl Endpoint {
                         })
                 ),
             learns_latency: upstream.balance == Balance::Ewma,
-            is_named: config.is_named,
             state,
         }
     }

@@ -20,7 +20,8 @@ use super::{Answer, Question, Target};
 use crate::config;
 use crate::tunable::Tunables;
 
-/// Pauses are so much longer or shorter at random, so that a fleet does not ask in step.
+/// Pauses are up to so much longer at random, so that a fleet does not ask in step; never shorter, for what was heard last is
+/// remembered by the resolver until then.
 const JITTER: f64 = 0.1;
 
 /// Longest pause while there is no answer.
@@ -153,7 +154,7 @@ impl Asker {
                 return;
             }
             let chance = hashes.hash_one(round) as f64 / u64::MAX as f64;
-            let rest = rest.mul_f64(1.0 + JITTER * (2.0 * chance - 1.0));
+            let rest = rest.mul_f64(1.0 + JITTER * chance);
             tokio::select! {
                 () = sleep(rest) => {}
                 // Other servers, or other limits: they may know better.

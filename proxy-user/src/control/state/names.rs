@@ -103,8 +103,13 @@ impl Control {
             let endpoints = self.changes.of(&upstream.name);
             let endpoints = endpoints.endpoints(&listed.endpoints);
             let before = &snapshot.upstreams[index].endpoints;
-            let before = before.iter().map(|one| (one.address, one.weight));
-            if before.eq(endpoints.iter().map(|one| (one.address, one.weight))) {
+            let before = before
+                .iter()
+                .map(|one| (one.address, one.weight, one.is_backup));
+            let after = endpoints
+                .iter()
+                .map(|one| (one.address, one.weight, one.is_backup));
+            if before.eq(after) {
                 continue;
             }
             let (name, count) = (question.name(), endpoints.len());
