@@ -157,6 +157,7 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     if let Err(error) = head {
         return exchange.refuse_head(error).await;
     }
+    drain.note_begun(true);
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
     exchange.keep_alive = request.keep_alive() && !is_last && !gateway.overload().closes();

@@ -18,8 +18,13 @@ use crate::tunable;
 
 pub use reading::{Sensors, trim};
 
-/// How often a worker looks.
-pub const TICK: Duration = Duration::from_millis(200);
+/// How often a worker looks, with less than so many percent used of what runs out, and with more than the last: an attack takes
+/// much in little time.
+const TICKS: [(u32, Duration); 2] = [
+    (40, Duration::from_millis(200)),
+    (75, Duration::from_millis(50)),
+];
+const TICK_LAST: Duration = Duration::from_millis(20);
 
 /// Turns of the loop that it looks at, for the longest: who keeps the worker busy is not ready in each of them.
 pub const TURNS: usize = 8;
@@ -54,6 +59,16 @@ pub enum Stage {
 /// How much of what there is each signal says is used, in percent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readings(pub [u32; Signal::ALL.len()]);
+
+impl Readings {
+    /// When to look again.
+    pub fn next_tick(self) -> Duration {
+        let [descriptors, memory, _] = self.0;
+        let used_percent = descriptors.max(memory);
+        let tick = TICKS.into_iter().find(|(below, _)| used_percent < *below);
+        tick.map_or(TICK_LAST, |(_, tick)| tick)
+    }
+}
 
 /// The stages of one worker, and what its exchanges make of them.
 pub struct Overload {
@@ -191,6 +206,13 @@ impl Overload {
     /// Connections end with their exchange, and those to endpoints that are idle end at once.
     pub fn closes(&self) -> bool {
         self.scarce.get() >= Stage::Close
+    }
+
+    /// Why connections that have not brought a whole request yet end at once, if they do: it would be refused, and what has come
+    /// of it takes what is scarce.
+    pub fn ends_unbegun(&self) -> Option<&'static str> {
+        self.refusal()
+            .filter(|_| self.scarce.get() >= Stage::Refuse)
     }
 
     /// Why a new request is refused, if it is.

@@ -259,9 +259,10 @@ impl Worker {
 /// Looks at what the worker is short of, for as long as it lives.
 async fn watch_overload(accepting: Rc<Accepting>) {
     let (mut sensors, gateway) = (Sensors::default(), &accepting.gateway);
+    let mut readings = overload::Readings::default();
     let (mut short, mut trimmed) = (None, Instant::default());
     loop {
-        net::sleep_until(net::now() + overload::TICK).await;
+        net::sleep_until(net::now() + readings.next_tick()).await;
         let mut turn = Duration::ZERO;
         for _ in 0..overload::TURNS {
             // Once round the loop: what anybody waits who is ready.
@@ -270,10 +271,15 @@ async fn watch_overload(accepting: Rc<Accepting>) {
             turn = turn.max(Instant::read() - before);
         }
         let snapshot = gateway.snapshot();
-        let readings = sensors.read(turn, &snapshot.tunables);
+        readings = sensors.read(turn, &snapshot.tunables);
         let overload = gateway.overload();
         if overload.update(gateway.worker(), readings, &snapshot.tunables) {
             accepting.connections.stop(Stop::Soon, |_, _| true);
+        }
+        if let Some(reason) = overload.ends_unbegun() {
+            for _ in 0..accepting.connections.end_unbegun() {
+                gateway.metrics().reject(reason);
+            }
         }
         net::keep_lean(overload.is_lean());
         let now = net::now();

@@ -22,7 +22,7 @@ pub struct Sensors {
     /// None where there is no /proc.
     statm: Option<File>,
     page_bytes: u64,
-    group_bytes_max: Option<u64>,
+    group: Option<Group>,
     readings: u32,
     turns: [Duration; LATE_TIMES],
 }
@@ -36,7 +36,7 @@ impl Default for Sensors {
                 .flatten()
                 .and_then(|bytes| u64::try_from(bytes).ok())
                 .unwrap_or(4096),
-            group_bytes_max: None,
+            group: None,
             readings: 0,
             turns: [Duration::ZERO; LATE_TIMES],
         }
@@ -47,7 +47,7 @@ impl Sensors {
     /// How much is used now; the loop took up to `turn` to come round.
     pub fn read(&mut self, turn: Duration, limits: &tunable::Values) -> Readings {
         if self.readings.is_multiple_of(LIMIT_READINGS) {
-            self.group_bytes_max = group_bytes_max();
+            self.group = Group::find();
         }
         self.turns[self.readings as usize % LATE_TIMES] = turn;
         self.readings = self.readings.wrapping_add(1);
@@ -77,13 +77,17 @@ impl Sensors {
     }
 
     fn memory(&self, limits: &tunable::Values) -> u32 {
-        let bytes_max = match limits.worker.memory_max {
-            0 => self.group_bytes_max,
-            bytes => Some(bytes as u64),
+        let Some(resident) = self.resident_bytes() else {
+            return 0;
         };
-        match (self.resident_bytes(), bytes_max) {
-            (Some(used), Some(bytes_max)) => percent(used, bytes_max),
-            _ => 0,
+        match (limits.worker.memory_max, &self.group) {
+            (0, Some(group)) => {
+                // What sockets hold in the kernel counts there, too, and whoever else is in the group.
+                let used = group.used_bytes().unwrap_or(0).max(resident);
+                percent(used, group.bytes_max)
+            }
+            (0, None) => 0,
+            (bytes_max, _) => percent(resident, bytes_max as u64),
         }
     }
 
@@ -117,15 +121,75 @@ pub fn trim() {
     }
 }
 
-/// The least memory that the control group of this process, or one above it, may use: version 2, else version 1.
-fn group_bytes_max() -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let (root, path, file) = group(&groups)?;
-    least_limit(&Path::new("/sys/fs/cgroup").join(root), &path, file)
+/// The control group that limits this process: its own, or one above it.
+#[derive(Debug, PartialEq, Eq)]
+struct Group {
+    folder: PathBuf,
+    bytes_max: u64,
+    files: &'static Files,
+}
+
+/// How the files of a group are called.
+#[derive(Debug, PartialEq, Eq)]
+struct Files {
+    limit: &'static str,
+    usage: &'static str,
+    /// Lines of `memory.stat`: what the kernel takes back before it kills.
+    cached: [&'static str; 2],
+}
+
+const VERSION_1: Files = Files {
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    cached: ["total_inactive_file", "total_active_file"],
+};
+
+const VERSION_2: Files = Files {
+    limit: "memory.max",
+    usage: "memory.current",
+    cached: ["inactive_file", "active_file"],
+};
+
+impl Group {
+    fn find() -> Option<Self> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+        let (root, path, files) = group(&groups)?;
+        Self::least(&Path::new("/sys/fs/cgroup").join(root), &path, files)
+    }
+
+    /// Of a group and those above it, the one that allows least.
+    fn least(root: &Path, path: &Path, files: &'static Files) -> Option<Self> {
+        let limited = path.ancestors().filter_map(|group| {
+            let folder = root.join(group);
+            // `max` where there is no limit, and with version 1 more than there can be.
+            let bytes_max = number(&std::fs::read_to_string(folder.join(files.limit)).ok()?)?;
+            Some(Self {
+                folder,
+                bytes_max,
+                files,
+            })
+        });
+        limited.min_by_key(|group| group.bytes_max)
+    }
+
+    /// What is used and cannot be taken back.
+    fn used_bytes(&self) -> Option<u64> {
+        let read = |file| std::fs::read_to_string(self.folder.join(file)).ok();
+        let usage = number(&read(self.files.usage)?)?;
+        let stat = read("memory.stat")?;
+        let lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let cached = lines.filter(|(name, _)| self.files.cached.contains(name));
+        let cached: u64 = cached.filter_map(|(_, bytes)| number(bytes)).sum();
+        Some(usage.saturating_sub(cached))
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
 }
 
 /// Where the group stands: `0::/system.slice/sluice.service`, or `4:memory:/docker/1` where version 1 has the memory.
-fn group(groups: &str) -> Option<(&'static str, PathBuf, &'static str)> {
+fn group(groups: &str) -> Option<(&'static str, PathBuf, &'static Files)> {
     let of = |wanted: &'static str| {
         groups.lines().find_map(move |entry| {
             let (_, rest) = entry.split_once(':')?;
@@ -137,18 +201,9 @@ fn group(groups: &str) -> Option<(&'static str, PathBuf, &'static str)> {
         })
     };
     match of("memory") {
-        Some(path) => Some(("memory", path, "memory.limit_in_bytes")),
-        None => Some(("", of("")?, "memory.max")),
+        Some(path) => Some(("memory", path, &VERSION_1)),
+        None => Some(("", of("")?, &VERSION_2)),
     }
-}
-
-fn least_limit(root: &Path, path: &Path, file: &str) -> Option<u64> {
-    let limits = path.ancestors().filter_map(|group| {
-        let text = std::fs::read_to_string(root.join(group).join(file)).ok()?;
-        // `max` where there is none, and with version 1 more than there can be.
-        text.trim().parse().ok()
-    });
-    limits.min()
 }
 
 #[cfg(test)]
@@ -191,25 +246,29 @@ mod tests {
     fn the_least_limit_of_a_group_and_those_above_it_counts() {
         assert_eq!(
             group("12:pids:/x\n0::/a/b\n"),
-            Some(("", "a/b".into(), "memory.max"))
+            Some(("", "a/b".into(), &VERSION_2))
         );
         assert_eq!(
             group("4:cpu,memory:/docker/1\n0::/\n"),
-            Some(("memory", "docker/1".into(), "memory.limit_in_bytes"))
+            Some(("memory", "docker/1".into(), &VERSION_1))
         );
         assert_eq!(group("3:pids:/docker/1\n"), None);
         let root = tempfile::tempdir().unwrap();
-        let deep = root.path().join("a/b");
-        std::fs::create_dir_all(&deep).unwrap();
-        let limit = |path: &str, text: &str| {
-            std::fs::write(root.path().join(path).join("memory.max"), text).unwrap();
-        };
-        let least = || least_limit(root.path(), Path::new("a/b"), "memory.max");
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
+        let write = |path: &str, text: &str| std::fs::write(root.path().join(path), text).unwrap();
+        let least = || Group::least(root.path(), Path::new("a/b"), &VERSION_2);
         assert_eq!(least(), None);
-        limit("a/b", "max\n");
+        write("a/b/memory.max", "max\n");
         assert_eq!(least(), None);
-        limit("a", "5000\n");
-        limit("a/b", "9000\n");
-        assert_eq!(least(), Some(5000));
+        write("a/memory.max", "5000\n");
+        write("a/b/memory.max", "9000\n");
+        let group = least().unwrap();
+        assert_eq!((group.bytes_max, group.used_bytes()), (5000, None));
+        write("a/memory.current", "4000\n");
+        write(
+            "a/memory.stat",
+            "anon 1\ninactive_file 1000\nactive_file 500\nfile 9999\n",
+        );
+        assert_eq!(group.used_bytes(), Some(2500));
     }
 }
