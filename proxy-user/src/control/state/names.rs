@@ -80,6 +80,23 @@ impl Control {
         named
     }
 
+    /// A generation has come into force: what the DNS said while it waited for neighbours is followed.
+    pub(super) fn follow_all_names(&mut self) {
+        let Some(snapshot) = self.snapshot.clone() else {
+            return;
+        };
+        for (index, upstream) in snapshot.config.upstreams.iter().enumerate() {
+            if !upstream.names.is_empty()
+                && let Err(error) = self.follow_names(&snapshot, index)
+            {
+                log::error!(
+                    "endpoints are not as the DNS says: upstream={}: {error}",
+                    upstream.name
+                );
+            }
+        }
+    }
+
     /// Gives an upstream, by its index, the endpoints that its names have now.
     fn follow_names(&mut self, snapshot: &Snapshot, index: usize) -> Result<(), String> {
         let name = &snapshot.config.upstreams[index].name;
