@@ -1,5 +1,6 @@
 //! Who is asked, in what order, and what goes on over a reload.
 
+mod health;
 mod limits;
 mod shares;
 mod sticky;
@@ -7,8 +8,6 @@ mod sticky;
 use super::*;
 use crate::config::{Attribute, Datapath, DatapathMode, Origin, Probe, ProbeKind};
 use std::time::Duration;
-
-mod health;
 
 const NOW_NS: u64 = 1_000;
 const SEED: u64 = 7;
@@ -87,32 +86,26 @@ fn count(upstream: &Upstream, calls: u64) -> Vec<usize> {
     let mut counts = vec![0; upstream.endpoints.len()];
     for call in 0..calls {
         let random = call.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        counts[pick(&upstream, ask(0, None, random, NOW_NS)).expect("an endpoint")] += 1;
+        counts[pick(upstream, ask(0, None, random, NOW_NS)).expect("an endpoint")] += 1;
     }
     counts
 }
 
 #[test]
 fn round_robin_gives_each_its_turn_by_weight() {
-    let equal = made(
-        &&upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1)]),
-        1,
-    );
+    let equal = made(&upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1)]), 1);
     let turns: Vec<_> = (0..6)
         .map(|_| pick(&equal, ask(0, None, 0, NOW_NS)))
         .collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2].map(Some));
-    let weighted = made(
-        &&upstream(Balance::RoundRobin, &[(1, 1), (2, 2), (3, 0)]),
-        1,
-    );
+    let weighted = made(&upstream(Balance::RoundRobin, &[(1, 1), (2, 2), (3, 0)]), 1);
     assert_eq!(count(&weighted, 300), [100, 200, 0]);
 }
 
 #[test]
 fn the_share_of_a_dead_endpoint_falls_to_all_others() {
     let upstream = made(
-        &&upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1), (4, 1)]),
+        &upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1), (4, 1)]),
         1,
     );
     kill(&upstream, 1);
@@ -178,7 +171,7 @@ fn the_endpoint_that_failed_is_asked_again_only_if_there_is_no_other() {
 #[test]
 fn workers_begin_at_different_endpoints() {
     let upstream = made(
-        &&upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1), (4, 1)]),
+        &upstream(Balance::RoundRobin, &[(1, 1), (2, 1), (3, 1), (4, 1)]),
         2,
     );
     assert_eq!(
@@ -197,7 +190,7 @@ fn workers_begin_at_different_endpoints() {
 #[test]
 fn what_is_known_of_an_address_goes_on_over_a_reload() {
     let before = [Arc::new(made(
-        &&upstream(Balance::RoundRobin, &[(1, 1), (2, 1)]),
+        &upstream(Balance::RoundRobin, &[(1, 1), (2, 1)]),
         1,
     ))];
     kill(&before[0], 1);

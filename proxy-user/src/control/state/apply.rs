@@ -278,6 +278,7 @@ impl Control {
         self.adopt_all(&snapshot);
         self.snapshot = Some(snapshot);
         self.forget_names();
+        self.follow_all_names();
         self.set_probes();
         Ok(())
     }
