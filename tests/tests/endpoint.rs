@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::process::{ExitCode, Output};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rig::field::{EDGE_INTERFACES, L4_V4, WEB_V4};
 use rig::http::KeepAlive;
 use rig::origin::HTTP_PORT;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             changes_outlive_a_daemon_that_dies_and_end_with_a_reload,
             what_makes_no_sense_is_refused_whole_with_a_remedy,
             an_endpoint_that_is_added_is_probed,
+            a_reload_that_waits_for_a_neighbour_keeps_nobody_waiting_and_loses_no_change,
             ids_of_endpoints_that_are_gone_are_given_to_others,
         ],
     )
@@ -69,6 +72,61 @@ fn run(world: &World, words: &[&str]) -> Result<Output> {
     let mut command = sluice::command(&world.field.edge)?;
     command.arg("endpoint").args(words);
     command.output().context("run sluice endpoint")
+}
+
+fn a_reload_that_waits_for_a_neighbour_keeps_nobody_waiting_and_loses_no_change(
+    world: &mut World,
+) -> Result<()> {
+    reset(world)?;
+    // Nobody has this address, and it takes the kernel seconds to be sure of that.
+    let nobody = r#""10.77.2.2:8080", "10.77.2.99:8080"]"#;
+    let text = configuration()?.replace(r#""10.77.2.2:8080"]"#, nobody);
+    ensure!(text.contains(nobody), "the endpoints of the page");
+    world.write(&text)?;
+    let generation = world.sluice.generation()?;
+    let (sluice, is_over) = (&world.sluice, AtomicBool::new(false));
+    let (answered, added) = thread::scope(|scope| -> Result<_> {
+        let reload = scope.spawn(|| {
+            let done = sluice.command(&["reload"]);
+            is_over.store(true, Relaxed);
+            done.map(drop)
+        });
+        let looking = scope.spawn(|| -> Result<usize> {
+            let mut answered = 0;
+            while !is_over.load(Relaxed) {
+                sluice.command(&["endpoint", "list"])?;
+                answered += usize::from(!is_over.load(Relaxed));
+            }
+            Ok(answered)
+        });
+        // One that comes before the reload ends with it; the first that comes meanwhile waits, and belongs to what comes.
+        let mut port = 9100;
+        let added = loop {
+            port += 1;
+            let added = change(world, &["add", "app", &format!("10.77.3.2:{port}")])?;
+            if added["generation"] != generation || is_over.load(Relaxed) {
+                break added;
+            }
+        };
+        let answered = looking.join().map_err(|_| anyhow!("a look panicked"))??;
+        reload
+            .join()
+            .map_err(|_| anyhow!("the reload panicked"))??;
+        Ok((answered, added))
+    })?;
+    ensure!(answered >= 3, "{answered} were answered meanwhile");
+    ensure!(added["generation"] == generation + 1, "{added} is lost");
+    let waited_us = added["took_us"].as_u64().context("no time")?;
+    ensure!(waited_us > 50_000, "{added} did not wait for the reload");
+    let status = world.sluice.status()?;
+    let endpoints = status["upstreams"][0]["endpoints"].as_array();
+    let kept = endpoints.context("no endpoints")?.iter();
+    let kept: Vec<_> = kept.filter(|one| one["origin"] == "runtime").collect();
+    ensure!(
+        kept.len() == 1 && kept[0]["address"] == added["address"],
+        "{kept:?}"
+    );
+    reset(world)
 }
 
 fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Result<()> {

@@ -220,7 +220,7 @@ tree! {
     datapath: Datapath {
         bans_max: count[size::BANS as u64, 1024, 16_777_216] Restart "Sources that can be banned at a time.";
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
-        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
+        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses of each family that the kernel half knows: once for each port, and once more.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
         prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
