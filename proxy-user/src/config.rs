@@ -10,11 +10,14 @@ mod datapath;
 pub mod diagnostic;
 mod field;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod listener;
 mod load;
 mod names;
 mod pattern;
 mod policy;
+mod prefix;
 mod problem;
 mod resilience;
 mod route;
@@ -33,11 +36,14 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
+pub use prefix::{Nearness, prefixes, shares};
 pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::tunable::Origin;
 
@@ -412,6 +418,13 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+}
+
+impl Endpoint {
+    /// An address with a weight, and all else as it is where nobody says.
+    pub const fn new(address: SocketAddr, weight: u32) -> Self {
+        Self { address, weight }
+    }
 }
 
 /// The question whose answer is an endpoint's health.

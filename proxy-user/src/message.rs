@@ -7,6 +7,8 @@
 mod authority;
 mod encode;
 mod fields;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod meaning;
 mod reply;
 mod request;

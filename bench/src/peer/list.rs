@@ -7,6 +7,19 @@ use super::{Feature, Layer, Peer, Source};
 /// All of them, in the order in which they are measured and shown.
 pub const PEERS: &[Peer] = &[
     SLUICE,
+    Peer {
+        name: "sluice/epoll",
+        arguments: &[
+            "run",
+            "-c",
+            "@FOLDER@/sluice.toml",
+            "--workers",
+            "1",
+            "--set",
+            "net.backend=epoll",
+        ],
+        ..SLUICE
+    },
     HAPROXY,
     Peer {
         name: "haproxy/slowed",
@@ -97,6 +110,18 @@ pub const PEERS: &[Peer] = &[
         ..NOBODY
     },
     Peer {
+        name: "floor/relay",
+        source: Source::Relay,
+        arguments: &["--relay", "@LISTEN@", "@ORIGIN@"],
+        lacks: &[
+            (Feature::Gateway, RELAY),
+            (Feature::Tls, RELAY),
+            (Feature::Routes, RELAY),
+            (Feature::Reload, RELAY),
+        ],
+        ..NOBODY
+    },
+    Peer {
         layer: Layer::Packets,
         files: &[("sluice.toml", include_str!("../../peers/l4/sluice.toml"))],
         ..SLUICE
@@ -132,6 +157,9 @@ pub const PEERS: &[Peer] = &[
         ..NOBODY
     },
 ];
+
+/// Why the floor is no row where more than bytes are passed on.
+const RELAY: &str = "it looks at nothing";
 
 /// What most have in common.
 const NOBODY: Peer = Peer {
