@@ -100,8 +100,13 @@ impl Writer {
     /// # Errors
     /// rtnetlink or a map does not answer.
     pub fn seek(&mut self, snapshot: &Snapshot, only: Option<usize>) -> Result<Sought> {
-        let mut ways = ways(&snapshot.config);
-        ways.retain(|(upstream, _)| only.is_none_or(|only| only == *upstream));
+        let ways = match (only, &self.in_force) {
+            (Some(only), Some(in_force)) => {
+                let ways = in_force.ways.iter().copied();
+                ways.filter(|(upstream, _)| *upstream == only).collect()
+            }
+            _ => ways(&snapshot.config),
+        };
         let of = |upstream: usize| {
             let endpoints = snapshot.upstreams.get(upstream);
             let endpoints = endpoints.into_iter().flat_map(|one| &one.endpoints);
