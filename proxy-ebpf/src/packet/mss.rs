@@ -59,7 +59,7 @@ pub fn clamp_mss(frame: &Frame, packet: &Packet, limit: u16) {
 #[inline(always)]
 const fn changed(at: usize, before: [u8; 2], after: [u8; 2]) -> Delta {
     let ([a, b], [c, d]) = (before, after);
-    if at.is_multiple_of(2) {
+    if at & 1 == 0 {
         Delta::NONE.word([a, b], [c, d])
     } else {
         Delta::NONE.word([b, a], [d, c])
