@@ -133,7 +133,7 @@ async fn shake_hands(gateway: &Gateway, place: &Place, stream: Stream) -> Option
     };
     let deadline = net::now() + snapshot.tunables.tls.handshake_timeout;
     let metrics = gateway.metrics();
-    let accepted = Box::pin(acceptor.accept(stream));
+    let accepted = net::boxed(|| acceptor.accept(stream));
     match net::timeout(deadline, accepted).await {
         Ok(Ok(stream)) => {
             metrics.handshakes.add(1);
@@ -153,7 +153,9 @@ async fn converse(gateway: &Gateway, place: &Place, drain: &Drain, client: &mut 
         drain.note_begun(false);
         let next = match await_request(gateway, drain, client).await {
             Some(()) => match place.listener.get() {
-                Some(listener) => Box::pin(exchange::serve(gateway, client, listener, drain)).await,
+                Some(listener) => {
+                    net::boxed(|| exchange::serve(gateway, client, listener, drain)).await
+                }
                 None => Next::Close,
             },
             None => Next::Close,

@@ -204,7 +204,7 @@ async fn serve(
                 // The keeper is gone, and with it whoever would look after us.
                 None => return Ok(ExitCode::FAILURE),
             },
-            Some(request) = requests.recv(), if !control.is_applying() => control.answer(request),
+            Some(request) = requests.recv() => control.take(request),
             ready = reports.readable() => {
                 ready.context("wait for reports")?.clear_ready();
                 control.learn(reports.get_ref().take());

@@ -42,7 +42,7 @@ pub use self::combine::join;
 pub use self::{
     chunk::{Chunk, Payload},
     clock::Instant,
-    combine::{Either, at_once, caught, select},
+    combine::{Either, at_once, boxed, caught, select},
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,

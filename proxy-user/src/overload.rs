@@ -283,6 +283,14 @@ mod tests {
         update([0, 0, 0]);
         assert!(!overload.is_lean() && overload.refusal().is_none());
         let text = registry.text(Default::default());
+        for (signal, stage) in Signal::ALL
+            .iter()
+            .flat_map(|s| Stage::ALL.map(|stage| (s, stage)))
+        {
+            let (signal, stage) = (signal.word(), stage.word());
+            let series = format!("_total{{signal=\"{signal}\",stage=\"{stage}\"}} ");
+            assert!(text.contains(&series), "the same words: {series}");
+        }
         for line in [
             "sluice_overload_entered_total{signal=\"descriptors\",stage=\"rest\"} 1",
             "sluice_overload_entered_total{signal=\"memory\",stage=\"none\"} 1",

@@ -115,7 +115,11 @@ impl NameServer {
 
     /// `app.test` has the addresses of these origins from now on.
     fn say(&mut self, origins: &[u32]) -> Result<()> {
-        fs::write(&self.hosts, text(origins))?;
+        self.say_text(&text(origins))
+    }
+
+    fn say_text(&mut self, text: &str) -> Result<()> {
+        fs::write(&self.hosts, text)?;
         self.process.signal(Signal::SIGHUP)
     }
 
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
             without_a_name_server_the_start_is_not_held_up_and_endpoints_come_with_it,
             what_the_name_server_says_is_followed_at_both_layers,
             a_service_is_asked_by_weight_and_the_first_priority,
+            what_cannot_be_followed_changes_nothing,
             when_the_name_server_is_gone_what_was_known_stays_over_reloads_and_deaths,
         ],
     )
@@ -190,16 +195,41 @@ fn a_service_is_asked_by_weight_and_the_first_priority(stage: &mut Stage) -> Res
     Ok(())
 }
 
+/// NAT cannot forward to the edge itself; whoever may answer names could say so, and must not take anything down.
+fn what_cannot_be_followed_changes_nothing(stage: &mut Stage) -> Result<()> {
+    let all = &["origin1", "origin2", "origin3"];
+    let server = stage.server.as_mut().context("there is no server")?;
+    server.say_text("10.77.1.1 app.test\n")?;
+    wait_for_failure(&stage.world)?;
+    wait_for(&stage.world, all)?;
+    stage.world.sluice.reload()?;
+    wait_for(&stage.world, all)?;
+    let server = stage.server.as_mut().context("there is no server")?;
+    server.say(&[1, 2, 3])?;
+    wait::until_true("the name to be known", PATIENCE, || {
+        failure(&stage.world).is_ok_and(|failure| failure.is_null())
+    })
+}
+
+fn wait_for_failure(world: &World) -> Result<()> {
+    wait::until_true("a failure to be told", PATIENCE, || {
+        failure(world).is_ok_and(|failure| failure.is_string())
+    })
+}
+
+/// Why `app.test` is not known.
+fn failure(world: &World) -> Result<serde_json::Value> {
+    let status = world.sluice.status()?;
+    Ok(status["upstreams"][0]["names"][0]["failure"].clone())
+}
+
 fn when_the_name_server_is_gone_what_was_known_stays_over_reloads_and_deaths(
     stage: &mut Stage,
 ) -> Result<()> {
     let all = &["origin1", "origin2", "origin3"];
     let server = stage.server.take().context("there is no server")?;
     server.end()?;
-    wait::until_true("a failure to be told", PATIENCE, || {
-        let status = stage.world.sluice.status().unwrap_or_default();
-        status["upstreams"][0]["names"][0]["failure"].is_string()
-    })?;
+    wait_for_failure(&stage.world)?;
     wait_for(&stage.world, all)?;
     stage.world.sluice.reload()?;
     wait_for(&stage.world, all)?;

@@ -131,6 +131,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "layer7",
             "--test",
+            "message",
+            "--test",
             "probe",
             "--no-fail-fast",
         ]),

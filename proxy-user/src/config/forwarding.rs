@@ -379,3 +379,38 @@ fn has_endpoint(upstream: &Upstream, is_v4: bool) -> bool {
     let mut endpoints = upstream.endpoints.iter();
     !upstream.names.is_empty() || endpoints.any(|endpoint| endpoint.address.is_ipv4() == is_v4)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Bundle, load};
+
+    #[test]
+    fn endpoints_at_run_time_are_refused_where_a_file_would_be() {
+        let text = "[datapath]\ninterfaces = [\"eth0\"]\n\
+            nat = { source = [\"10.0.0.1\"], ports = \"20000-29999\" }\n\
+            tunnel = { source = [\"10.0.0.1\"] }\n\
+            [[listener]]\nname = \"n\"\naddress = \"192.0.2.1:80\"\nforward = { upstream = \"n\", via = \"nat\" }\n\
+            [[listener]]\nname = \"i\"\naddress = \"192.0.2.2:80\"\nforward = { upstream = \"i\", via = \"ipip\" }\n\
+            [[upstream]]\nname = \"n\"\nendpoints = [\"10.0.0.2:8080\"]\n\
+            [[upstream]]\nname = \"i\"\nendpoints = [\"10.0.0.2:80\"]\n";
+        let files = Bundle::of_files([("/c/s.toml", text)]);
+        let config = match load(&files, Path::new("/c/s.toml")) {
+            Ok(loaded) => loaded.config,
+            Err(faults) => panic!("{faults:?}"),
+        };
+        let refused = |upstream, added: &str| {
+            let added: SocketAddr = added.parse().expect("an address");
+            let endpoints = [Endpoint::new(added, 1)];
+            let said = config.refuse_endpoints(upstream, &endpoints, Some(added));
+            said.unwrap_or_default()
+        };
+        assert_eq!(refused(0, "10.0.0.3:9000"), "");
+        assert!(refused(0, "[2001:db8::3]:9000").contains("no IPv4 endpoint"));
+        assert_eq!(refused(1, "10.0.0.3:80"), "");
+        assert!(refused(1, "10.0.0.3:81").contains("keeps its port via ipip"));
+        assert!(refused(1, "[2001:db8::3]:80").contains("`tunnel` has no IPv6 source"));
+    }
+}

@@ -458,3 +458,35 @@ fn each_example_in_the_documentation_is_a_good_configuration() {
     }
     assert!(count > 1, "{count} examples");
 }
+
+#[test]
+fn what_the_dns_says_must_fit_the_listeners_that_forward_there() {
+    let text = |via: &str| {
+        format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n\
+             nat = {{ source = [\"192.0.2.1\"], ports = \"20000-29999\" }}\n\
+             tunnel = {{ source = [\"192.0.2.1\"] }}\n\
+             [[listener]]\nname = \"one\"\naddress = \"203.0.113.1:443\"\n\
+             forward = {{ upstream = \"u\", via = \"{via}\" }}\n\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"app.test:443\", {{ srv = \"_https._tcp.app.test\" }}]\n"
+        )
+    };
+    let refuses = |via: &str, address: &str| {
+        let loaded = load_text(&text(via)).expect("a good configuration");
+        let address = address.parse().expect("an address");
+        let endpoints = [Endpoint::new(address, 1)];
+        let refused = loaded.config.refuse_endpoints(0, &endpoints, Some(address));
+        refused.is_some()
+    };
+    assert!(!refuses("ipip", "10.0.0.1:443"));
+    assert!(refuses("ipip", "[2001:db8::1]:443"), "no source for IPv6");
+    assert!(refuses("direct", "10.0.0.1:8443"), "the port is kept");
+    assert!(!refuses("direct", "[2001:db8::1]:443"));
+    assert!(!refuses("nat", "10.0.0.1:8443"));
+    assert!(
+        !refuses("nat", "[2001:db8::1]:8443"),
+        "an address of the other family may come tomorrow"
+    );
+    let other_port = text("direct").replace("app.test:443", "app.test:8443");
+    assert!(load_text(&other_port).is_err());
+}

@@ -89,7 +89,7 @@ impl Changes {
         self.0.get(upstream).cloned().unwrap_or_default()
     }
 
-    /// Keeps the changes of one upstream.
+    /// Whether there is room for these changes of one upstream.
     ///
     /// # Errors
     /// There are too many of all.

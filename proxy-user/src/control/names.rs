@@ -148,13 +148,16 @@ impl Names {
         let name = answer.question.name().to_owned();
         let known = self.known.entry(answer.question).or_default();
         match answer.targets {
-            Ok(targets) => {
+            Ok(targets) if known.targets == targets => {
                 if known.failure.take().is_some() {
                     log::info!("the name is known again: name={name}");
                 }
-                let changed = known.targets != targets;
+                false
+            }
+            Ok(targets) => {
+                known.failure = None;
                 known.targets = targets;
-                changed
+                true
             }
             Err(failure) => {
                 if known.failure.is_none() {
@@ -167,6 +170,23 @@ impl Names {
                 false
             }
         }
+    }
+
+    /// The targets of a question by its last good answer.
+    pub fn last(&self, question: &Question) -> Vec<Target> {
+        let known = self.known.get(question);
+        known.map(|known| known.targets.clone()).unwrap_or_default()
+    }
+
+    /// An answer that was learned cannot be followed: it is `before` again, as if there had been none.
+    pub fn reject(&mut self, question: &Question, before: &[Target], error: String) {
+        let known = self.known.entry(question.clone()).or_default();
+        known.targets = before.to_vec();
+        log::error!(
+            "endpoints stay as they are, for what the DNS says cannot be done: name={}: {error}",
+            question.name()
+        );
+        known.failure = Some(error);
     }
 
     /// There was an answer, good or bad, to all that is asked for.

@@ -24,6 +24,7 @@ use super::message::{Memory, Start, ToKeeper};
 use super::names::Names;
 use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
+use super::request::Request;
 use super::{WorkerThread, channel};
 use crate::config::Diagnostic;
 use crate::datapath::{Interface, Writer};
@@ -68,6 +69,8 @@ pub struct Control {
     changes: Changes,
     /// A generation that is not in force yet.
     incoming: Option<Incoming>,
+    /// Requests to change the generation in force, which wait until it is decided which one that is.
+    deferred: Vec<Request>,
     /// Upstreams, by index, some of whose endpoints are new and not reached yet; and until when they are sought.
     sought: BTreeMap<usize, Instant>,
     reloads: Vec<oneshot::Sender<Result<u64, Vec<Diagnostic>>>>,
@@ -116,6 +119,7 @@ impl Control {
             certificates: Vec::new(),
             changes: Changes::default(),
             incoming: None,
+            deferred: Vec::new(),
             sought: BTreeMap::new(),
             reloads: Vec::new(),
             ending: None,

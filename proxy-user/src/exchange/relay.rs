@@ -215,7 +215,8 @@ impl<'r> Relay<'r> {
                         let is_tried = response.status() >= 500 && may_repeat;
                         let cause = Cause::ServerError;
                         if is_tried && caller.retry(snapshot, upstream, index, tries, cause).await {
-                            let is_fit = asked.forget(response, &snapshot.response_limits);
+                            let is_whole = asked.forget(response, &snapshot.response_limits);
+                            let is_fit = is_whole && self.request.ends_surely();
                             Outcome::Again { is_fit }
                         } else {
                             Outcome::Passed(self.pass(asked, response, cookie).await)
@@ -414,7 +415,7 @@ impl<'r> Relay<'r> {
         match done {
             Ok(()) => Ok(Kept {
                 client: answer.keep_alive,
-                origin: response.keep_alive() && is_sent,
+                origin: response.keep_alive() && is_sent && self.request.ends_surely(),
             }),
             Err(TransferError::Sink) => Err(Failure::Client),
             Err(TransferError::SinkLate) => Err(Failure::ClientLate),

@@ -1,4 +1,4 @@
-//! Where the signals come from: the lowest free descriptor, `/proc/self/statm`, the control group, the clock.
+//! Where the signals come from: `/proc/self/fd`, `/proc/self/statm`, the control group, the clock.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -58,22 +58,26 @@ impl Sensors {
         ])
     }
 
-    /// The kernel gives the lowest descriptor that is free. So there is room for as many as lie between it and the limit, at
-    /// least, and none is left when it reaches the limit.
     fn descriptors(&self, limits: &tunable::Values) -> u32 {
         let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else {
             return 0;
         };
         let reserve = u64::from(limits.worker.descriptors_reserve).min(limit / 2);
+        // The size of this folder is the count of its entries, from Linux 6.2 on.
+        let open = match std::fs::metadata("/proc/self/fd").map(|folder| folder.len()) {
+            Ok(open @ 1..) => open,
+            Ok(0) | Err(_) => self.lowest_free().unwrap_or(limit),
+        };
+        percent(open, limit - reserve)
+    }
+
+    /// The kernel gives the lowest descriptor that is free: all below it are open, and nothing is known of those above. None
+    /// where none is free.
+    fn lowest_free(&self) -> Option<u64> {
         let Some(any) = &self.statm else {
-            return 0;
+            return Some(0);
         };
-        let free = match any.try_clone() {
-            Ok(copy) => u64::try_from(copy.as_raw_fd()).unwrap_or(0),
-            // There is none.
-            Err(_) => limit,
-        };
-        percent(free, limit - reserve)
+        u64::try_from(any.try_clone().ok()?.as_raw_fd()).ok()
     }
 
     fn memory(&self, limits: &tunable::Values) -> u32 {

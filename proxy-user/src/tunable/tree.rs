@@ -162,6 +162,16 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of the segment size that SYNs announce by NAT.
+    MssClamp {
+        /// It is lowered to what the links of both ways take.
+        Auto = "auto",
+        /// It stays as it is.
+        Off = "off",
+    }
+}
+
 tree! {
     net: Net {
         backend: word[NetBackend] Restart "What moves bytes to and from the kernel: uring, epoll, or auto, which is epoll where io_uring is refused.";
@@ -220,7 +230,9 @@ tree! {
     datapath: Datapath {
         bans_max: count[size::BANS as u64, 1024, 16_777_216] Restart "Sources that can be banned at a time.";
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
-        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
+        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses of each family that the kernel half knows: once for each port, and once more.";
+        mss_clamp: word[MssClamp] Live "Whether a SYN by NAT announces no larger segments than the links of both ways take, and than mss_max says.";
+        mss_max: bytes[65_495, 536, 65_495] Live "Largest TCP segment that a SYN by NAT may announce, where a link that this host does not know takes less than its own.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
         prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";

@@ -47,7 +47,8 @@ struct Kept {
 /// Why there is no head.
 #[derive(Debug)]
 pub enum HeadError {
-    /// The peer ended or broke the connection before the first byte.
+    /// The peer ended or broke the connection before the first byte, or said nothing but the empty line that some clients
+    /// send behind a body (RFC 9112 section 2.2): it waits for no answer.
     Gone,
     /// It did so in the middle of the head.
     CutShort,
@@ -163,7 +164,11 @@ impl<'w> Reader<'w> {
                 self.input.begun = first.to_vec();
             }
             let more = net::timeout(deadline, self.from.recv()).await;
-            match more.map_err(|_| HeadError::Late)? {
+            let late = || match self.input.head() {
+                b"\r\n" => HeadError::Gone,
+                _ => HeadError::Late,
+            };
+            match more.map_err(|_| late())? {
                 Ok(Some(more)) => self.input.append(more),
                 Ok(None) | Err(_) if self.input.is_empty() => return Err(HeadError::Gone),
                 Ok(None) | Err(_) => return Err(HeadError::CutShort),

@@ -17,8 +17,17 @@ use crate::upstream::Upstream;
 use crate::worker;
 
 impl Control {
+    /// Answers one question, or does so as soon as the generation is in force that is about to be: a change to the one before
+    /// would be lost.
+    pub fn take(&mut self, request: Request) {
+        match self.is_applying() && request.changes_snapshot() {
+            true => self.deferred.push(request),
+            false => self.answer(request),
+        }
+    }
+
     /// Answers one question. Whoever asked may be gone; that is no fault.
-    pub fn answer(&mut self, request: Request) {
+    pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(way_back) => drop(way_back.send(self.status())),
             Request::Metrics(way_back) => drop(way_back.send(self.metrics())),

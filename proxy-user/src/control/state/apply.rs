@@ -68,8 +68,8 @@ impl Control {
         }
     }
 
-    /// Nothing may be changed meanwhile: a generation is about to come into force.
-    pub fn is_applying(&self) -> bool {
+    /// Whether a generation is about to come into force.
+    pub(super) fn is_applying(&self) -> bool {
         self.incoming.is_some()
     }
 
@@ -103,7 +103,11 @@ impl Control {
             incoming.until = Instant::now() + SEEK_LIMIT;
         }
         if self.reaches(&incoming.snapshot, None) || Instant::now() >= incoming.until {
-            return self.put_in_force(incoming);
+            self.put_in_force(incoming)?;
+            for request in std::mem::take(&mut self.deferred) {
+                self.answer(request);
+            }
+            return Ok(());
         }
         self.incoming = Some(incoming);
         Ok(())
@@ -274,6 +278,7 @@ impl Control {
         self.adopt_all(&snapshot);
         self.snapshot = Some(snapshot);
         self.forget_names();
+        self.follow_all_names();
         self.set_probes();
         Ok(())
     }

@@ -80,48 +80,68 @@ impl Control {
         named
     }
 
+    /// A generation has come into force: what the DNS said while it waited for neighbours is followed.
+    pub(super) fn follow_all_names(&mut self) {
+        let Some(snapshot) = self.snapshot.clone() else {
+            return;
+        };
+        for (index, upstream) in snapshot.config.upstreams.iter().enumerate() {
+            if !upstream.names.is_empty()
+                && let Err(error) = self.follow_names(&snapshot, index)
+            {
+                log::error!(
+                    "endpoints are not as the DNS says: upstream={}: {error}",
+                    upstream.name
+                );
+            }
+        }
+    }
+
+    /// Gives an upstream, by its index, the endpoints that its names have now.
+    fn follow_names(&mut self, snapshot: &Snapshot, index: usize) -> Result<(), String> {
+        let name = &snapshot.config.upstreams[index].name;
+        let listed = self.listed(&snapshot.config, index);
+        let endpoints = self.changes.of(name).endpoints(&listed.endpoints);
+        let before = snapshot.upstreams[index].endpoints.iter();
+        let before = before.map(|one| (one.address, one.weight, one.is_backup));
+        let after = endpoints
+            .iter()
+            .map(|one| (one.address, one.weight, one.is_backup));
+        if before.eq(after) {
+            return Ok(());
+        }
+        let count = endpoints.len();
+        self.set_endpoints(index, endpoints)?;
+        log::info!("endpoints changed by the DNS: upstream={name} endpoints={count}");
+        Ok(())
+    }
+
     /// The DNS answered, or did not.
     pub fn named(&mut self, answer: Answer) {
         let control = &self.registry.control;
         control.lookups.fetch_add(1, Relaxed);
         let failed = u64::from(answer.targets.is_err());
         control.lookups_failed.fetch_add(failed, Relaxed);
+        let Some(names) = &mut self.names else {
+            return;
+        };
         let question = answer.question.clone();
-        let names = self.names.as_mut();
-        let Some(snapshot) = self.snapshot.clone().filter(|_| {
-            // Before there is a snapshot what was learned waits for it.
-            names.is_some_and(|names| names.learn(answer))
-        }) else {
+        let before = names.last(&question);
+        if !names.learn(answer) {
+            return;
+        }
+        // Before there is a snapshot what was learned waits for it.
+        let Some(snapshot) = self.snapshot.clone() else {
             return;
         };
         for (index, upstream) in snapshot.config.upstreams.iter().enumerate() {
             let mut asked = upstream.names.iter().map(Question::from);
-            if !asked.any(|asked| asked == question) {
-                continue;
-            }
-            let listed = self.listed(&snapshot.config, index);
-            let endpoints = self.changes.of(&upstream.name);
-            let endpoints = endpoints.endpoints(&listed.endpoints);
-            let before = &snapshot.upstreams[index].endpoints;
-            let before = before
-                .iter()
-                .map(|one| (one.address, one.weight, one.is_backup));
-            let after = endpoints
-                .iter()
-                .map(|one| (one.address, one.weight, one.is_backup));
-            if before.eq(after) {
-                continue;
-            }
-            let (name, count) = (question.name(), endpoints.len());
-            match self.set_endpoints(index, endpoints) {
-                Ok(()) => log::info!(
-                    "endpoints changed by the DNS: upstream={} name={name} endpoints={count}",
-                    upstream.name
-                ),
-                Err(error) => log::error!(
-                    "endpoints stay as they are, for what the DNS says cannot be done: upstream={} name={name}: {error}",
-                    upstream.name
-                ),
+            if asked.any(|asked| asked == question)
+                && let Err(error) = self.follow_names(&snapshot, index)
+                && let Some(names) = &mut self.names
+            {
+                names.reject(&question, &before, error);
+                break;
             }
         }
         self.set_probes();

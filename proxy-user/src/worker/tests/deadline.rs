@@ -137,6 +137,19 @@ fn a_slow_head_is_a_408_however_steadily_it_comes() {
 }
 
 #[test]
+fn an_empty_line_behind_a_body_is_no_head_that_is_late() {
+    let origin = Origin::echoing();
+    let more = "[tunables]\n\"http.head_timeout\" = \"300ms\"\n";
+    let sluice = Sluice::start(&[origin.address], more);
+    let mut client = Client::connect(&sluice);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nok\r\n");
+    assert_eq!(client.response().status, 200);
+    // Whoever has asked nothing takes a 408 for the answer to what it asks next.
+    client.expect_end();
+    assert_eq!(sluice.rejected("head_timeout"), 0.0);
+}
+
+#[test]
 fn a_body_that_does_not_come_is_a_408() {
     let origin = Origin::echoing();
     let more = "[tunables]\n\"http.body_timeout\" = \"1s\"\n";
