@@ -333,3 +333,65 @@ fn an_endpoint_that_stands_in_serves_when_the_others_refuse_or_are_ill() {
         );
     }
 }
+
+#[test]
+fn a_cookie_decides_between_upstreams_before_their_weights_do() {
+    let origins = two();
+    let upstream = |name: &str, origin: &Origin| {
+        format!(
+            "[[upstream]]\nname = \"{name}\"\nsticky = {{ cookie = \"node\" }}\n\
+             endpoints = [\"{}\"]\n",
+            origin.address
+        )
+    };
+    let more = format!(
+        "{}{}[[route]]\nname = \"own\"\nmatch = {{ path = \"/own/*\" }}\n\
+         upstream = [{{ name = \"old\", weight = 999 }}, {{ name = \"new\", weight = 1 }}]\n",
+        upstream("old", &origins[0]),
+        upstream("new", &origins[1])
+    );
+    let swapped = more
+        .replace("weight = 999", "weight = 2")
+        .replace("weight = 1 ", "weight = 998 ")
+        .replace("weight = 2", "weight = 1");
+    let mut sluice = Sluice::start(&[], &swapped);
+    let mut client = Client::connect(&sluice);
+    let mut first = client.get("/own/");
+    while first.text() != "1" {
+        first = client.get("/own/");
+    }
+    let set = first.value("set-cookie").expect("a cookie").to_owned();
+    let pair = set.split(';').next().expect("a pair").to_owned();
+    sluice.reload(&[], &more);
+    for _ in 0..10 {
+        client.send(format!(
+            "GET /own/ HTTP/1.1\r\nhost: a\r\ncookie: {pair}\r\n\r\n"
+        ));
+        assert_eq!(client.response().text(), "1", "the one in a thousand");
+    }
+}
+
+#[test]
+fn a_hedge_takes_no_place_in_the_line() {
+    let held = Held::start();
+    let more = format!(
+        "[[upstream]]\nname = \"own\"\ncalls_max = 1\nqueue = {{ wait = \"10s\" }}\n{}\n\
+         [[route]]\nname = \"own\"\nmatch = {{ path = \"/own/*\" }}\nupstream = \"own\"\n\
+         hedge = {{ after = \"20ms\", max = 1 }}\n",
+        addresses(&[&held.origin])
+    );
+    let sluice = Sluice::start(&[], &more);
+    let mut first = Client::connect(&sluice);
+    first.send(get("/own/first"));
+    held.wait_for_requests(1);
+    let mut second = waiting_client(&sluice, "/own/second", 1);
+    // Long enough for a hedge to be wanted.
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(sluice.pending("own"), 1);
+    held.release();
+    assert_eq!(first.response().text(), "/own/first");
+    held.wait_for_requests(2);
+    held.release();
+    assert_eq!(second.response().text(), "/own/second");
+    assert_eq!(held.origin.paths(), ["/own/first", "/own/second"]);
+}
