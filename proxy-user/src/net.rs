@@ -47,7 +47,7 @@ pub use self::{
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
     probe::{Choice, ProbeError, choose},
-    runtime::{now, run, spawn, turns, yield_now},
+    runtime::{keep_lean, now, run, spawn, trim, turns, yield_now},
     splice::Splice,
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},
