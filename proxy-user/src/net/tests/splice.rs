@@ -90,6 +90,10 @@ fn a_spliced_socket_is_waited_for_and_not_asked_again_and_again() -> Outcome {
         let mut splice = Splice::new(&from, &to).ok_or("no pipe")?;
         assert!(!splice.is_behind().await);
         assert!(timeout(after(100), splice.take(10)).await.is_err());
+        // What has become ready, and was taken behind the back-end's back, is ready no more.
+        source.write_all(b"spliced")?;
+        assert_eq!(splice.take(100).await, 7);
+        assert!(timeout(after(100), splice.take(10)).await.is_err());
         assert!(turns() - before < 1000, "{} turns", turns() - before);
         drop(splice);
         source.write_all(b"again")?;
