@@ -3,8 +3,10 @@
 mod bans;
 pub mod channel;
 pub mod configuration;
+mod ejections;
 mod endpoints;
 pub mod message;
+mod names;
 mod offences;
 mod probes;
 mod request;
@@ -177,6 +179,8 @@ async fn serve(
 ) -> Result<ExitCode> {
     let (answers, mut probed) = mpsc::channel(QUEUE);
     control.start_probes(answers);
+    let (answers, mut named) = mpsc::channel(QUEUE);
+    control.start_names(answers);
     control.apply(*first, sockets)?;
     let mut keeper = listen_to_keeper(control.channel())?;
     // SAFETY: `Reports` holds a share of its eventfd, which stays the same and open as long as it lives.
@@ -206,6 +210,7 @@ async fn serve(
                 control.learn(reports.get_ref().take());
             }
             Some(answer) = probed.recv() => control.probed(&answer),
+            Some(answer) = named.recv() => control.named(answer),
             _ = pace.tick(), if control.is_seeking() => control.seek()?,
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {

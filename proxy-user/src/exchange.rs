@@ -72,6 +72,16 @@ struct Exchange<'e> {
 #[cfg(test)]
 pub const PANICS_AT: &str = "/panics";
 
+/// A request for these panics when its response is here, and when the head of it was sent.
+#[cfg(test)]
+pub const PANICS_WITH: &str = "/panics/with";
+#[cfg(test)]
+pub const PANICS_IN: &str = "/panics/in";
+
+/// A request for this path keeps its worker busy for 100 ms.
+#[cfg(test)]
+pub const STALLS_AT: &str = "/stalls";
+
 impl Client {
     pub fn new(transport: impl Into<Transport>) -> Self {
         let wire = Wire::new(transport);
@@ -147,10 +157,15 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     if let Err(error) = head {
         return exchange.refuse_head(error).await;
     }
+    drain.note_begun(true);
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
-    exchange.keep_alive = request.keep_alive() && !is_last;
+    exchange.keep_alive = request.keep_alive() && !is_last && !gateway.overload().closes();
     let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
+    if let Some(reason) = gateway.overload().refusal() {
+        let reply = Reply::new(503, reason).field("retry-after", "1");
+        return exchange.reply(reply, request, &mut body).await;
+    }
 
     let Some(found) = snapshot
         .routes
@@ -168,7 +183,7 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     }
     match &route.action {
         Action::Upstream(choices) => {
-            relay::relay(&exchange, route, choices, request, response, &mut body).await
+            relay::relay(&exchange, index, choices, request, response, &mut body).await
         }
         Action::Respond {
             status,
@@ -222,7 +237,11 @@ impl Exchange<'_> {
     /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
     fn admit(&self, route: &Route, request: &mut RequestHead) -> Result<(), Reply> {
         #[cfg(test)]
-        assert_ne!(request.path(), PANICS_AT, "a test asked for it");
+        match request.path() {
+            PANICS_AT => panic!("a test asked for it"),
+            STALLS_AT => std::thread::sleep(std::time::Duration::from_millis(100)),
+            _ => {}
+        }
         let (snapshot, source) = (self.snapshot, self.client.address);
         if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
         {

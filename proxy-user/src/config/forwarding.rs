@@ -11,7 +11,8 @@ use super::listener::ListenerDraft;
 use super::prefix::{prefixes, shares};
 use super::problem::Spot;
 use super::{
-    Config, DatapathMode, Endpoint, ListenAddress, ListenerMode, Nat, Protocol, Upstream, Via,
+    Config, DatapathMode, Endpoint, EndpointName, ListenAddress, ListenerMode, Nat, Protocol,
+    Upstream, Via,
 };
 
 const TUNNEL_EXAMPLE: &str = "tunnel = { source = [\"10.0.0.1\"] }";
@@ -152,13 +153,18 @@ impl<'s> Whole<'s> {
             return;
         };
         for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
-            let other = |endpoint: &&Endpoint| !address.has_port(endpoint.address.port());
-            if let Some(endpoint) = upstream.endpoints.iter().find(other) {
+            let endpoints = upstream.endpoints.iter();
+            let endpoints = endpoints.map(|one| (one.address.port(), one.address.to_string()));
+            let hosts = upstream.names.iter().filter_map(|name| match name {
+                EndpointName::Host { host, port, .. } => Some((*port, format!("{host}:{port}"))),
+                EndpointName::Service { .. } => None,
+            });
+            let mut all = endpoints.chain(hosts);
+            if let Some((_, endpoint)) = all.find(|(port, _)| !address.has_port(*port)) {
                 let message = format!(
-                    "the packet to {address} keeps its port via {}, and an endpoint of `{}` is {}",
+                    "the packet to {address} keeps its port via {}, and an endpoint of `{}` is {endpoint}",
                     via.word(),
                     upstream.name,
-                    endpoint.address
                 );
                 spot.refuse_with::<()>(
                     message,
@@ -181,7 +187,8 @@ impl<'s> Whole<'s> {
             return;
         };
         for (is_v4, family) in [(true, "IPv4"), (false, "IPv6")] {
-            if has_endpoint(upstream, is_v4)
+            let mut endpoints = upstream.endpoints.iter();
+            if endpoints.any(|endpoint| endpoint.address.is_ipv4() == is_v4)
                 && !tunnel.source.iter().any(|source| source.is_ipv4() == is_v4)
             {
                 let message = format!(
@@ -289,6 +296,9 @@ impl Config {
                 .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
         };
         let families = [(true, "IPv4", has(true)), (false, "IPv6", has(false))];
+        // The DNS may have the other family tomorrow.
+        let upstreams = self.upstreams.get(upstream);
+        let has_names = upstreams.is_some_and(|upstream| !upstream.names.is_empty());
         for listener in &self.listeners {
             let via = match listener.mode {
                 ListenerMode::Forward {
@@ -300,6 +310,7 @@ impl Config {
                 let mut addresses = listener.addresses.iter();
                 let lacks = via == Via::Nat
                     && !has
+                    && !has_names
                     && addresses.any(|address| address.socket.is_ipv4() == is_v4);
                 if lacks {
                     return Some(format!(
@@ -363,11 +374,10 @@ fn refuse_without(
     }
 }
 
+/// A name may have addresses of either family: which, is known when it is looked up.
 fn has_endpoint(upstream: &Upstream, is_v4: bool) -> bool {
-    upstream
-        .endpoints
-        .iter()
-        .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
+    let mut endpoints = upstream.endpoints.iter();
+    !upstream.names.is_empty() || endpoints.any(|endpoint| endpoint.address.is_ipv4() == is_v4)
 }
 
 #[cfg(test)]

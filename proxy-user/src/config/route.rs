@@ -1,20 +1,16 @@
 //! `[[route]]`: what it matches, which policies run, what answers.
 
-use std::time::Duration;
-
 use super::action::action;
 use super::context::Context;
 use super::listener::ListenerDraft;
 use super::names::parse_name;
 use super::pattern::{parse_host, parse_path};
 use super::problem::Spot;
+use super::resilience::{Retry, Timeout, hedge, retry, timeout};
 use super::table::{Section, Value};
 use super::{Action, HostMatch, ListenerMode, PathMatch, Route};
 
-/// Longest time for an exchange.
-const EXCHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Most retries, and most policies of one route.
-const RETRIES_MAX: u32 = 10;
+/// Most policies of one route.
 const POLICIES_MAX: usize = 64;
 
 /// A route with the places that later checks point at.
@@ -46,10 +42,18 @@ pub(super) fn route<'s>(
     let action = action(section, context);
     let timeout = section
         .find("timeout")
-        .map_or(Some(None), |value| timeout(&value));
-    let retries = section
-        .find("retry")
-        .map_or(Some(None), |value| retries(&value));
+        .map_or(Some(Timeout::default()), |value| timeout(&value));
+    let (retry_value, hedge_value) = (section.find("retry"), section.find("hedge"));
+    let retry = retry_value.as_ref().map_or(Some(Retry::default()), retry);
+    let hedge = hedge_value
+        .as_ref()
+        .map_or(Some(None), |value| hedge(value).map(Some));
+    for value in [&retry_value, &hedge_value].into_iter().flatten() {
+        if action.as_ref().is_some_and(|action| !asks(action)) {
+            let message = format!("`{}` of a route that asks no upstream", value.name);
+            value.spot.refuse::<()>(message, "leave it out", None);
+        }
+    }
     section.later("tls");
     section.finish();
     let (host, path) = parsed_match?;
@@ -69,8 +73,9 @@ pub(super) fn route<'s>(
         path,
         policies,
         action,
-        exchange_timeout: timeout?,
-        retries: retries?,
+        timeout: timeout?,
+        retry: retry?,
+        hedge: hedge?,
         at: section.spot.origin(),
     };
     let matching = matching.map_or(section.spot, |value| value.spot);
@@ -80,6 +85,10 @@ pub(super) fn route<'s>(
         policies: policy_spots,
         name: name.map(|value| value.spot),
     })
+}
+
+fn asks(action: &Action) -> bool {
+    matches!(action, Action::Upstream(_))
 }
 
 fn default_name(action: &Action, number: usize, context: &Context<'_>) -> String {
@@ -165,23 +174,4 @@ fn policies<'s>(value: &Value<'s>, context: &Context<'s>) -> Option<Vec<(usize, 
         policies.push((index, item.spot));
     }
     is_good.then_some(policies)
-}
-
-fn timeout(value: &Value<'_>) -> Option<Option<Duration>> {
-    let section = value.section()?;
-    let exchange = section
-        .need("exchange", "exchange = \"10s\"")
-        .and_then(|value| value.duration(Duration::from_millis(10)..=EXCHANGE_MAX));
-    section.finish();
-    exchange.map(Some)
-}
-
-fn retries(value: &Value<'_>) -> Option<Option<u32>> {
-    let section = value.section()?;
-    let retries = section
-        .need("retries", "retries = 2")
-        .and_then(|value| value.number(0..=RETRIES_MAX));
-    section.later("on");
-    section.finish();
-    retries.map(Some)
 }

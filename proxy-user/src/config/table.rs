@@ -26,6 +26,14 @@ pub(super) struct Section<'s> {
     asked: RefCell<Vec<&'static str>>,
 }
 
+/// What need not be there, but must be good where it is.
+pub(super) fn optional<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+    match part {
+        Some(part) => part.map(Some),
+        None => Some(None),
+    }
+}
+
 impl<'s> Value<'s> {
     /// What kind of value stands here, in words.
     fn kind(&self) -> &'static str {
@@ -77,6 +85,14 @@ impl<'s> Value<'s> {
                 None,
             ),
             _ => self.wrong_type("true"),
+        }
+    }
+
+    /// `true` or `false`.
+    pub fn truth(&self) -> Option<bool> {
+        match self.value {
+            DeValue::Boolean(truth) => Some(*truth),
+            _ => self.wrong_type("true or false"),
         }
     }
 

@@ -217,17 +217,10 @@ impl OfUpstream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Balance, Origin};
 
     fn upstream(ports: &[u16]) -> config::Upstream {
         let endpoint = |port: &u16| Endpoint::new(at(*port), 1);
-        config::Upstream {
-            name: "app".to_owned(),
-            balance: Balance::RoundRobin,
-            endpoints: ports.iter().map(endpoint).collect(),
-            probe: None,
-            at: Origin::Default,
-        }
+        config::Upstream::new("app", ports.iter().map(endpoint).collect())
     }
 
     fn at(port: u16) -> SocketAddr {

@@ -3,7 +3,9 @@
 mod answer;
 mod apply;
 mod endpoints;
+mod health;
 mod learn;
+mod names;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -16,8 +18,10 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use super::bans::Bans;
+use super::ejections::Ejections;
 use super::endpoints::Changes;
 use super::message::{Memory, Start, ToKeeper};
+use super::names::Names;
 use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
 use super::request::Request;
@@ -51,6 +55,10 @@ pub struct Control {
     offences: Offences,
     workers: Vec<WorkerThread>,
     probes: Option<Probes>,
+    names: Option<Names>,
+    ejections: Ejections,
+    /// How far endpoints that start slowly were when the rings of an upstream, by its index, were made.
+    steps: BTreeMap<usize, Vec<u32>>,
     /// The generation in force.
     snapshot: Option<Arc<Snapshot>>,
     certificates: Vec<([String; 2], i64)>,
@@ -104,6 +112,9 @@ impl Control {
             offences: Offences::default(),
             workers: Vec::new(),
             probes: None,
+            names: None,
+            ejections: Ejections::default(),
+            steps: BTreeMap::new(),
             snapshot: None,
             certificates: Vec::new(),
             changes: Changes::default(),
@@ -196,6 +207,11 @@ impl Control {
             names,
             runtime,
             endpoints: self.changes.clone(),
+            resolved: self
+                .names
+                .as_ref()
+                .map(Names::remembered)
+                .unwrap_or_default(),
             bans,
         };
         if memory != self.remembered && self.say(&ToKeeper::Remember(memory.clone())).is_ok() {

@@ -12,6 +12,7 @@ use crate::call::Caller;
 use crate::metric;
 use crate::net;
 use crate::offload::Cells;
+use crate::overload::Overload;
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
 
@@ -28,6 +29,7 @@ pub struct Gateway {
     caller: Caller,
     cells: Arc<Cells>,
     metrics: Arc<metric::Worker>,
+    overload: Overload,
     reports: Sender,
     date: RefCell<Date>,
     identities: RefCell<Identities>,
@@ -62,6 +64,7 @@ impl Gateway {
             snapshot: RefCell::new(Rc::new(snapshot.clone())),
             caller: Caller::new(worker, reports.clone(), hashes.hash_one(worker)),
             cells,
+            overload: Overload::new(Arc::clone(&metrics)),
             metrics,
             reports,
             date: RefCell::default(),
@@ -90,6 +93,11 @@ impl Gateway {
 
     pub fn metrics(&self) -> &metric::Worker {
         &self.metrics
+    }
+
+    /// What is left off for now.
+    pub fn overload(&self) -> &Overload {
+        &self.overload
     }
 
     pub(super) fn cells(&self) -> &Cells {

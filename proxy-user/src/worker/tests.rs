@@ -1,13 +1,18 @@
 //! Whole workers on real sockets: raw clients on one side, scripted origins on the other.
 
+mod balance;
 mod client;
 mod deadline;
 mod early;
 mod exchange;
+mod fault;
+mod hedge;
 mod life;
 mod limit;
 mod origin;
 mod origin_fault;
+mod overload;
+mod retry;
 mod sluice;
 mod splice;
 mod tls;
