@@ -37,6 +37,7 @@ pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
+pub use crate::message::Claim;
 pub use crate::tunable::Origin;
 
 /// The path of the configuration that is built in, for `load`.
@@ -139,7 +140,42 @@ pub struct Listener {
     pub name: String,
     pub addresses: Vec<ListenAddress>,
     pub mode: ListenerMode,
+    /// Hops that are believed when they say who asked them.
+    pub trusted: Option<Trusted>,
+    /// What `Via` calls us towards origins; `None`: there is none.
+    pub via: Option<String>,
     pub at: Origin,
+}
+
+/// Hops before a listener that say who asked them, and are believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trusted {
+    pub networks: Vec<Network>,
+    pub claim: Claim,
+}
+
+impl Trusted {
+    /// Whether an address is one of theirs.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(ip))
+    }
+}
+
+/// Addresses with the same first bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub first: IpAddr,
+    pub prefix_bits: u8,
+}
+
+impl Network {
+    /// Whether an address is one of its.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let bits = if self.first.is_ipv4() { 32 } else { 128 };
+        let shift = u32::from(bits - self.prefix_bits);
+        let prefix = |ip| number(ip).checked_shr(shift).unwrap_or(0);
+        ip.is_ipv4() == self.first.is_ipv4() && prefix(ip) == prefix(self.first)
+    }
 }
 
 /// Transport protocol of a listener.
@@ -477,10 +513,11 @@ impl ListenAddress {
 
     /// Whether an address is one of its.
     pub fn has_ip(&self, ip: IpAddr) -> bool {
-        let shift = u32::from(self.bits() - self.prefix_bits);
-        let prefix = |number: u128| number.checked_shr(shift).unwrap_or(0);
-        ip.is_ipv4() == self.socket.is_ipv4()
-            && prefix(number(ip)) == prefix(number(self.socket.ip()))
+        let network = Network {
+            first: self.socket.ip(),
+            prefix_bits: self.prefix_bits,
+        };
+        network.contains(ip)
     }
 
     /// How many addresses with how many ports it stands for: entries of the kernel half's.

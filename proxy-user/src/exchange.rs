@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 
 use crate::codec::h1::{Body, BodyDecoder, Wire};
-use crate::config::{Action, Route};
+use crate::config::{self, Action, Route};
 use crate::drain::{Drain, Stop};
 use crate::message::{Framing, Reply, RequestHead, ResponseHead};
 use crate::metric;
@@ -58,6 +58,10 @@ struct Exchange<'e> {
     gateway: &'e Gateway,
     snapshot: &'e Snapshot,
     client: &'e Origin,
+    listener: &'e config::Listener,
+    /// Who asks: the peer, or who stands behind it where it is a hop that is trusted.
+    source: IpAddr,
+    is_through_hop: bool,
     out: &'e Transport,
     started: Instant,
     metrics: &'e metric::Route,
@@ -117,7 +121,10 @@ pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drai
 /// The story of one exchange.
 async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
     let snapshot = gateway.snapshot();
-    let Some(at) = snapshot.listeners.get(listener) else {
+    let (Some(at), Some(of_listener)) = (
+        snapshot.listeners.get(listener),
+        snapshot.config.listeners.get(listener),
+    ) else {
         return Next::Close;
     };
     let Client {
@@ -131,6 +138,9 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
         gateway,
         snapshot: &snapshot,
         client: &client.origin,
+        listener: of_listener,
+        source: client.origin.address,
+        is_through_hop: false,
         out,
         started: net::now(),
         metrics: &at.unrouted,
@@ -145,13 +155,19 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
         .head(deadline, |bytes| request.parse(bytes, limits))
         .await;
     if let Err(error) = head {
-        return exchange.refuse_head(error).await;
+        request.forget();
+        request.identify(false, || gateway.new_id());
+        return exchange.refuse_head(error, request).await;
     }
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
     exchange.keep_alive = request.keep_alive() && !is_last;
     let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
 
+    if !exchange.recognise(request) {
+        let looped = Reply::new(508, "loop");
+        return exchange.reply(looped, request, &mut body).await;
+    }
     let Some(found) = snapshot
         .routes
         .find(listener, request.host(), request.path())
@@ -193,7 +209,10 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
 async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Drain) -> Next {
     gateway.metrics().panics.add(1);
     let snapshot = gateway.snapshot();
-    let Some(at) = snapshot.listeners.get(listener) else {
+    let (Some(at), Some(of_listener)) = (
+        snapshot.listeners.get(listener),
+        snapshot.config.listeners.get(listener),
+    ) else {
         return Next::Abort;
     };
     if client.status.get() > 0 {
@@ -203,6 +222,9 @@ async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Dra
         gateway,
         snapshot: &snapshot,
         client: &client.origin,
+        listener: of_listener,
+        source: client.origin.address,
+        is_through_hop: false,
         out: client.wire.transport(),
         started: net::now(),
         metrics: &at.unrouted,
@@ -210,7 +232,9 @@ async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Dra
         drain,
         status: &client.status,
     };
-    exchange.refuse(&Reply::new(500, "panic"), None).await
+    exchange
+        .refuse(&Reply::new(500, "panic"), &client.request)
+        .await
 }
 
 impl Exchange<'_> {
@@ -219,11 +243,25 @@ impl Exchange<'_> {
         self.keep_alive && !self.drain.is(Stop::Soon)
     }
 
+    /// Finds out who asks, and gives the request its id. False for a request that has come through us before.
+    fn recognise(&mut self, request: &mut RequestHead) -> bool {
+        let trusted = self.listener.trusted.as_ref();
+        let hop = trusted.filter(|trusted| trusted.contains(self.client.address));
+        self.is_through_hop = hop.is_some();
+        request.identify(self.is_through_hop, || self.gateway.new_id());
+        if let Some(trusted) = hop {
+            let client = request.believe(trusted.claim, |ip| trusted.contains(ip));
+            self.source = client.unwrap_or(self.source);
+        }
+        let via = self.listener.via.as_ref();
+        !via.is_some_and(|pseudonym| request.came_via(pseudonym))
+    }
+
     /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
     fn admit(&self, route: &Route, request: &mut RequestHead) -> Result<(), Reply> {
         #[cfg(test)]
         assert_ne!(request.path(), PANICS_AT, "a test asked for it");
-        let (snapshot, source) = (self.snapshot, self.client.address);
+        let (snapshot, source) = (self.snapshot, self.source);
         if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
         {
             return Err(Reply::new(413, "body_too_large"));
@@ -245,7 +283,8 @@ impl Exchange<'_> {
             let Step::Refuse(refusal) = step else {
                 continue;
             };
-            if refusal.offence.is_some() {
+            // Behind a hop there may be many, and its address is no client's.
+            if refusal.offence.is_some() && !self.is_through_hop {
                 let generation = snapshot.generation;
                 self.gateway.report(Report::Offence {
                     source,
@@ -255,7 +294,7 @@ impl Exchange<'_> {
             }
             return Err(refusal.reply);
         }
-        if let Some(consumer) = facts.consumer {
+        if let Some(consumer) = facts.consumer.filter(|_| !self.is_through_hop) {
             self.gateway.identify(source, consumer);
         }
         Ok(())

@@ -7,6 +7,7 @@
 mod authority;
 mod encode;
 mod fields;
+mod forwarding;
 mod meaning;
 mod reply;
 mod request;
@@ -18,8 +19,9 @@ mod tests;
 
 use std::ops::Range;
 
-pub use encode::{Answer, Forward};
+pub use encode::Answer;
 pub use fields::{Fields, is_field_name, is_field_value};
+pub use forwarding::{Claim, Forward, Told};
 pub use reply::{CONTINUE, Delivery, Reply, encode_reply, reason_phrase};
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;

@@ -1,6 +1,6 @@
 //! What the exchanges of one worker share.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -32,6 +32,8 @@ pub struct Gateway {
     date: RefCell<Date>,
     identities: RefCell<Identities>,
     hashes: RandomState,
+    /// Requests that were given an id.
+    ids: Cell<u64>,
 }
 
 /// The present second, as `Date` has it.
@@ -67,6 +69,7 @@ impl Gateway {
             date: RefCell::default(),
             identities: RefCell::default(),
             hashes,
+            ids: Cell::new(0),
         }
     }
 
@@ -117,6 +120,14 @@ impl Gateway {
             let consumer = self.hashes.hash_one(consumer);
             self.reports.send(Report::Identity { source, consumer });
         }
+    }
+
+    /// An id that no other request has, and of which nobody can tell the next.
+    pub(super) fn new_id(&self) -> u128 {
+        let number = self.ids.get();
+        self.ids.set(number + 1);
+        let half = |half: u8| u128::from(self.hashes.hash_one((number, half)));
+        half(0) << 64 | half(1)
     }
 
     /// Now, as an IMF-fixdate (RFC 9110 section 5.6.7); made once a second.

@@ -7,9 +7,10 @@ use crate::codec::h1::{
 };
 use crate::config::Route;
 use crate::message::{
-    Answer, CONTINUE, Forward, Framing, Reject, Reply, RequestHead, ResponseHead,
+    Answer, CONTINUE, Forward, Framing, Reject, Reply, RequestHead, ResponseHead, Told,
 };
 use crate::net::{self, Either, Instant};
+use crate::tunable::ForwardedFields;
 use crate::upstream;
 
 /// Interim responses (1xx) before the final one; an origin that sends more has gone astray.
@@ -79,9 +80,7 @@ pub(super) async fn relay(
             Next::Abort
         }
         // Where a body broke off nothing can be found behind it.
-        Err(failure @ Failure::Request(_)) => {
-            exchange.refuse(&failure.reply(), Some(request)).await
-        }
+        Err(failure @ Failure::Request(_)) => exchange.refuse(&failure.reply(), request).await,
         Err(failure) => exchange.reply(failure.reply(), request, body).await,
     }
 }
@@ -228,8 +227,15 @@ fn encode_request(exchange: &Exchange<'_>, call: &Call<'_>, request: &RequestHea
     };
     let mut head = Vec::new();
     let forward = Forward {
-        client: &exchange.client.text,
+        peer: &exchange.client.text,
         scheme: exchange.client.scheme,
+        port: exchange.out.local().port(),
+        told: match exchange.snapshot.tunables.http.forwarded_fields {
+            ForwardedFields::XForwarded => Told::XForwarded,
+            ForwardedFields::Forwarded => Told::Forwarded,
+            ForwardedFields::Both => Told::Both,
+        },
+        via: exchange.listener.via.as_deref(),
         fallback_authority: &fallback,
     };
     request.encode(&mut head, &forward);

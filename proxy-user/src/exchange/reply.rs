@@ -7,27 +7,22 @@ use crate::net;
 
 impl Exchange<'_> {
     /// There is no request; its sender is told why, if anybody can still hear it.
-    pub(super) async fn refuse_head(&self, error: HeadError) -> Next {
+    pub(super) async fn refuse_head(&self, error: HeadError, request: &RequestHead) -> Next {
         let reply = match error {
             HeadError::Gone | HeadError::CutShort => return Next::Close,
             HeadError::Late => Reply::new(408, "head_timeout"),
             HeadError::Refused(reject) => Reply::from(reject),
         };
-        self.refuse(&reply, None).await
+        self.refuse(&reply, request).await
     }
 
     /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
-    pub(super) async fn refuse(&self, reply: &Reply, request: Option<&RequestHead>) -> Next {
+    pub(super) async fn refuse(&self, reply: &Reply, request: &RequestHead) -> Next {
         self.gateway.metrics().reject(reply.reason);
         let mut bytes = Vec::new();
         reply.encode(
             &mut bytes,
-            &Delivery {
-                date: &self.gateway.date(),
-                keep_alive: false,
-                is_http10: request.is_some_and(RequestHead::is_http10),
-                is_head: request.is_some_and(|request| request.method() == Method::Head),
-            },
+            &self.delivery(request, false, &self.gateway.date()),
         );
         if self.send(reply.status, bytes).await {
             Next::Close
@@ -74,9 +69,15 @@ impl Exchange<'_> {
         self.finish(status, bytes, body, keep_alive).await
     }
 
-    fn delivery<'d>(&self, request: &RequestHead, keep_alive: bool, date: &'d str) -> Delivery<'d> {
+    fn delivery<'d>(
+        &self,
+        request: &'d RequestHead,
+        keep_alive: bool,
+        date: &'d str,
+    ) -> Delivery<'d> {
         Delivery {
             date,
+            request_id: request.id(),
             keep_alive,
             is_http10: request.is_http10(),
             is_head: request.method() == Method::Head,

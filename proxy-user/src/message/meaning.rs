@@ -140,7 +140,7 @@ pub(super) enum Known {
     Date,
     /// Others that concern one hop only.
     Hop,
-    /// What only a proxy may say of a client; a client that says it itself lies.
+    /// What only a proxy may say of a client, or names a request for others; a client that says it itself may lie.
     Claim,
     Other,
 }
@@ -164,7 +164,7 @@ impl Known {
             | b"proxy-authorization"
             | b"proxy-authentication-info"
             | b"http2-settings" => Self::Hop,
-            b"forwarded" | b"x-real-ip" => Self::Claim,
+            b"forwarded" | b"x-real-ip" | b"x-request-id" => Self::Claim,
             _ if name.starts_with(b"x-forwarded-") => Self::Claim,
             _ => Self::Other,
         }

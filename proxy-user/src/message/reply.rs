@@ -23,6 +23,8 @@ pub struct Reply {
 pub struct Delivery<'a> {
     /// IMF-fixdate.
     pub date: &'a str,
+    /// `X-Request-Id`; empty: there is none.
+    pub request_id: &'a str,
     /// The connection lives on.
     pub keep_alive: bool,
     /// The client spoke HTTP/1.0.
@@ -91,6 +93,15 @@ impl From<Reject> for Reply {
     }
 }
 
+/// Fields that `encode_reply` writes.
+const OURS: [&str; 5] = [
+    "date",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "x-request-id",
+];
+
 /// Appends a whole answer with these fields and this body, as for `respond` and `redirect` actions. Fields that are
 /// ours to write (date, content-length, transfer-encoding, connection) are not taken from `fields`.
 pub fn encode_reply<'f>(
@@ -103,10 +114,11 @@ pub fn encode_reply<'f>(
     out.reserve(256 + body.len());
     push_status_line(out, status);
     push_field(out, "date", delivery.date.as_bytes());
+    if !delivery.request_id.is_empty() {
+        push_field(out, "x-request-id", delivery.request_id.as_bytes());
+    }
     for (name, value) in fields {
-        let is_ours = ["date", "content-length", "transfer-encoding", "connection"]
-            .iter()
-            .any(|ours| name.eq_ignore_ascii_case(ours));
+        let is_ours = OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
         if !is_ours
             && super::is_field_name(name.as_bytes())
             && super::is_field_value(value.as_bytes())
@@ -190,6 +202,7 @@ pub fn reason_phrase(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         507 => "Insufficient Storage",
+        508 => "Loop Detected",
         511 => "Network Authentication Required",
         _ => match status / 100 {
             1 => "Informational",

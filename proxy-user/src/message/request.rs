@@ -1,6 +1,7 @@
 //! The head of a request, parsed strictly.
 
 use super::authority::Authority;
+use super::forwarding::Hops;
 use super::scan::{Kind, Scan, Shape};
 use super::target::Target;
 use super::{Fields, Framing, Limits, Parse, Reject, Span};
@@ -16,6 +17,8 @@ pub struct RequestHead {
     authority: Authority,
     /// What `Host` shall be towards the origin, where a policy says so.
     pub(super) host_override: Option<Span>,
+    pub(super) hops: Hops,
+    pub(super) id: Span,
     framing: Framing,
     keep_alive: bool,
     expects_continue: bool,
@@ -65,9 +68,21 @@ impl RequestHead {
         parsed
     }
 
+    /// Says nothing any more, as before the first head.
+    pub fn forget(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = Self {
+            fields,
+            ..Self::default()
+        };
+    }
+
     fn take(&mut self, bytes: &[u8], shape: &Shape, limits: &Limits) -> Result<(), Reject> {
         let meaning = self.fields.take(bytes, shape, Kind::Request, limits)?;
         self.host_override = None;
+        self.hops.clear();
+        self.id = Span::default();
         let line = &bytes[shape.start_line.clone()];
         let (method, rest) = split_at_space(line)?;
         let (target, version) = split_at_space(rest)?;

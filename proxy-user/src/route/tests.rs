@@ -8,6 +8,8 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
         name: format!("listener-{index}"),
         addresses: Vec::new(),
         mode: ListenerMode::Serve { tls: None },
+        trusted: None,
+        via: None,
         at: Origin::Default,
     };
     Config {

@@ -149,6 +149,17 @@ words! {
     }
 }
 
+words! {
+    /// How an origin is told who asks.
+    ForwardedFields {
+        /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port`.
+        XForwarded = "x_forwarded",
+        /// `Forwarded`, RFC 7239.
+        Forwarded = "forwarded",
+        Both = "both",
+    }
+}
+
 tree! {
     net: Net {
         backlog: count[4096, 16, 65535] Restart "Connections that wait to be accepted, for each listening socket.";
@@ -169,6 +180,7 @@ tree! {
         exchanges_per_connection_max: count[10_000, 1, 1_000_000_000] Live "Exchanges on one connection before it is closed.";
         field_bytes_max: bytes[16 * KIB, 64, 64 * KIB] Live "Largest field, name and value together; 431 beyond.";
         fields_max: count[100, 1, 256] Live "Fields in one head; 431 beyond.";
+        forwarded_fields: word[ForwardedFields] Live "How origins are told who asks: x_forwarded (X-Forwarded-For, -Proto, -Host, -Port), forwarded (RFC 7239) or both.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a request; 431 beyond.";
         head_timeout: duration[10 * S, 100 * MS, 10 * MINUTE] Live "From the first byte of a request to the end of its head, an absolute deadline; 408 beyond.";
         idle_timeout: duration[60 * S, 100 * MS, HOUR] Live "A connection without a request for so long is closed.";

@@ -196,8 +196,11 @@ fn forwarded_bytes(head: &RequestHead) -> Vec<u8> {
     head.encode(
         &mut out,
         &Forward {
-            client: "192.0.2.1",
+            peer: "192.0.2.1",
             scheme: "http",
+            port: 80,
+            told: Told::XForwarded,
+            via: None,
             fallback_authority: "192.0.2.9:80",
         },
     );
