@@ -204,13 +204,13 @@ impl RequestHead {
             if is_free("x-forwarded-proto") {
                 push_field(out, "x-forwarded-proto", scheme.as_bytes());
             }
-            if !host.is_empty() && is_free("x-forwarded-host") {
-                push_field(out, "x-forwarded-host", host.as_bytes());
-            }
             if is_free("x-forwarded-port") {
                 out.extend_from_slice(b"x-forwarded-port: ");
                 push_decimal(out, self.hops.port.unwrap_or(forward.port).into());
                 out.extend_from_slice(b"\r\n");
+            }
+            if !host.is_empty() && is_free("x-forwarded-host") {
+                push_field(out, "x-forwarded-host", host.as_bytes());
             }
         }
         if forward.told != Told::XForwarded && is_free("forwarded") {

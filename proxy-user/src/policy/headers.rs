@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(
             text,
             "GET / HTTP/1.1\r\nhost: origin.example\r\nx-add: 0\r\nx-set: ours\r\nx-add: 1\r\nx-old: new\r\nx-forwarded-for: 192.0.2.1\r\n\
-             x-forwarded-proto: http\r\nx-forwarded-host: a.example\r\nx-forwarded-port: 80\r\n\r\n"
+             x-forwarded-proto: http\r\nx-forwarded-port: 80\r\nx-forwarded-host: a.example\r\n\r\n"
         );
         assert_eq!(
             head.host(),

@@ -4,6 +4,7 @@ mod client;
 mod deadline;
 mod early;
 mod exchange;
+mod hop;
 mod life;
 mod limit;
 mod origin;

@@ -21,7 +21,7 @@ fn a_request_is_written_anew() {
     assert_eq!(
         forwarded(&head),
         "GET /a?b HTTP/1.1\r\nhost: a.example:80\r\nuser-agent: x\r\naccept: */*\r\ncookie: a=1\r\ncookie: b=2\r\n\
-         x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-host: a.example:80\r\nx-forwarded-port: 443\r\n\r\n"
+         x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-host: a.example:80\r\n\r\n"
     );
     let post = request("POST / HTTP/1.1\r\nHost: a\r\n\r\n").expect("a good head");
     assert!(

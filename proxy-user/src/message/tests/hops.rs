@@ -79,7 +79,7 @@ fn hops_are_counted_from_the_right_and_what_stands_before_the_client_goes_no_fur
         assert_eq!(
             told,
             format!(
-                "x-forwarded-for: {chain}192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-host: a.example\r\nx-forwarded-port: 443"
+                "x-forwarded-for: {chain}192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-host: a.example"
             ),
             "{lines}"
         );
@@ -93,7 +93,7 @@ fn beside_the_clients_address_stands_what_it_asked_for() {
         told.split_once("\r\n").expect("more lines").1.to_owned()
     };
     let shop =
-        "x-forwarded-proto: http\r\nx-forwarded-host: shop.example:8080\r\nx-forwarded-port: 8080";
+        "x-forwarded-proto: http\r\nx-forwarded-port: 8080\r\nx-forwarded-host: shop.example:8080";
     let hosts = "X-Forwarded-Host: Shop.example:8080\r\nX-Forwarded-Port: 8080\r\n";
     assert_eq!(
         told(&format!(
@@ -111,7 +111,7 @@ fn beside_the_clients_address_stands_what_it_asked_for() {
         told(
             "X-Forwarded-For: 198.51.100.7\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: a b\r\nX-Forwarded-Port: 0\r\n"
         ),
-        "x-forwarded-proto: https\r\nx-forwarded-host: a.example\r\nx-forwarded-port: 443",
+        "x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-host: a.example",
         "what makes no sense is not believed"
     );
 }

@@ -25,7 +25,7 @@ pub struct Sluice {
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
     /// Of the listener.
-    serve: &'static str,
+    serve: String,
     origins: Vec<SocketAddr>,
     /// As the keeper has it.
     _socket: TcpListener,
@@ -50,12 +50,12 @@ impl Sluice {
         Self::start_as(serve, net::Settings::default(), origins, more)
     }
 
-    fn start_as(
-        serve: &'static str,
-        settings: net::Settings,
-        origins: &[SocketAddr],
-        more: &str,
-    ) -> Self {
+    /// With more lines of the listener.
+    pub fn start_on(listener: &str, origins: &[SocketAddr], more: &str) -> Self {
+        Self::start_as(listener, net::Settings::default(), origins, more)
+    }
+
+    fn start_as(serve: &str, settings: net::Settings, origins: &[SocketAddr], more: &str) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").expect("a listening socket");
         let address = socket.local_addr().expect("an address");
         let registry = Arc::new(Registry::new(1));
@@ -79,7 +79,7 @@ impl Sluice {
             reports,
             registry,
             snapshot,
-            serve,
+            serve: serve.to_owned(),
             origins: origins.to_vec(),
             commands,
             doorbell,
@@ -102,7 +102,7 @@ impl Sluice {
 
     /// Goes over to another configuration on the same address.
     pub fn reload(&mut self, origins: &[SocketAddr], more: &str) {
-        let text = configuration(self.address, self.serve, origins, more);
+        let text = configuration(self.address, &self.serve, origins, more);
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(Vec::new());
     }
@@ -120,7 +120,7 @@ impl Sluice {
     /// Goes over to a configuration that listens nowhere near.
     pub fn reload_without_listener(&mut self) {
         let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let text = configuration(elsewhere, self.serve, &self.origins, "");
+        let text = configuration(elsewhere, &self.serve, &self.origins, "");
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(vec![self.address]);
     }
