@@ -12,6 +12,7 @@ mod field;
 mod forwarding;
 mod listener;
 mod load;
+mod log;
 mod names;
 mod pattern;
 mod policy;
@@ -57,6 +58,7 @@ pub fn embedded() -> &'static str {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub datapath: Datapath,
+    pub access_log: Option<AccessLog>,
     pub listeners: Vec<Listener>,
     /// In the order written; precedence is `route`'s matter.
     pub routes: Vec<Route>,
@@ -64,6 +66,63 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// `[tunables]`, not yet applied: key, value as written, place.
     pub tunables: Vec<(String, String, Origin)>,
+}
+
+/// `log.access`: a line for each exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AccessLog {
+    pub to: LogTarget,
+    /// What a line says, in this order.
+    pub fields: Vec<LogField>,
+    /// One of so many exchanges that went well; `None` = as `log.sample` says.
+    pub sample: Option<u32>,
+    pub at: Origin,
+}
+
+/// Where lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    Stdout,
+    File(PathBuf),
+}
+
+/// What a line of the access log may say; see docs/logging.md.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogField {
+    Time,
+    Id,
+    Listener,
+    Route,
+    Upstream,
+    Endpoint,
+    Client,
+    Peer,
+    Consumer,
+    Method,
+    Scheme,
+    Host,
+    Path,
+    Query,
+    Protocol,
+    Tls,
+    Status,
+    Reason,
+    ReceivedBytes,
+    SentBytes,
+    Retries,
+    Reused,
+    AcceptUs,
+    TlsUs,
+    HeadUs,
+    RouteUs,
+    ConnectUs,
+    FirstByteUs,
+    BodyUs,
+    TotalUs,
+    /// A field of the request, by its name in lower case.
+    Request(String),
+    /// A field of the response.
+    Response(String),
 }
 
 /// Where and how the kernel half attaches.
@@ -144,6 +203,8 @@ pub struct Listener {
     pub trusted: Option<Trusted>,
     /// What `Via` calls us towards origins; `None`: there is none.
     pub via: Option<String>,
+    /// Its exchanges stand in the access log, unless their route says otherwise.
+    pub is_logged: bool,
     pub at: Origin,
 }
 
@@ -308,6 +369,8 @@ pub struct Route {
     pub exchange_timeout: Option<Duration>,
     /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
     pub retries: Option<u32>,
+    /// Its exchanges stand in the access log; `None` = as the listener says.
+    pub is_logged: Option<bool>,
     pub at: Origin,
 }
 

@@ -1,5 +1,6 @@
 //! The only code that changes a running daemon: reload, drain, bans, health, tunables. One thread, tokio on tokio-uring.
 
+mod access_log;
 mod bans;
 pub mod channel;
 pub mod configuration;
@@ -27,9 +28,11 @@ pub use bans::{BanStatus, OPERATOR};
 pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;
+use crate::file::Carrier;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::{net, report, worker};
+use access_log::AccessLog;
 use channel::Patience;
 use message::{Apply, Start, ToDaemon};
 use request::Request;
@@ -127,6 +130,8 @@ fn assemble(
     };
     let registry = Arc::new(Registry::new(start.cpus.len()));
     let (queue, reports) = report::Queue::new().context("make the queue of reports")?;
+    let (to_log, lines) = crate::access_log::Queue::new().context("make the queue of the log")?;
+    let access_log = AccessLog::start(lines, Carrier::Uring, Arc::clone(&registry))?;
     let control = Control::new(
         Arc::new(channel),
         start,
@@ -134,6 +139,7 @@ fn assemble(
         cells,
         Arc::<Denied>::default(),
         queue,
+        (to_log, access_log),
         datapath,
     )?;
     Ok((control, admin, reports))
@@ -164,6 +170,7 @@ async fn serve(
                 Some((ToDaemon::Apply(apply), sockets)) => control.apply(*apply, sockets)?,
                 Some((ToDaemon::NotApplied(diagnostics), _)) => control.not_applied(diagnostics),
                 Some((ToDaemon::Attached(interfaces), _)) => control.attached(interfaces),
+                Some((ToDaemon::AccessLog, files)) => control.log_to(files),
                 Some((ToDaemon::Drain, _)) => control.drain(),
                 Some((ToDaemon::Stop, _)) => control.stop(),
                 // The keeper is gone, and with it whoever would look after us.
@@ -177,6 +184,7 @@ async fn serve(
             Some(answer) = probed.recv() => control.probed(&answer),
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {
+                    control.end_log().await;
                     return Ok(code);
                 }
             }

@@ -1,18 +1,19 @@
 //! The way of one request and its response: read head, find route, run policies, act, stream the bodies, report.
 
 mod gateway;
+mod notes;
 mod relay;
 mod reply;
 
-use std::cell::Cell;
 use std::net::IpAddr;
 
+use crate::access_log::Span;
 use crate::codec::h1::{Body, BodyDecoder, Wire};
 use crate::config::{self, Action, Route};
 use crate::drain::{Drain, Stop};
 use crate::message::{Framing, Reply, RequestHead, ResponseHead};
 use crate::metric;
-use crate::net::{self, Instant};
+use crate::net;
 use crate::offload;
 use crate::policy::{Facts, Step};
 use crate::report::Report;
@@ -20,6 +21,8 @@ use crate::snapshot::Snapshot;
 use crate::tls::Transport;
 
 pub use gateway::Gateway;
+pub use notes::Opening;
+use notes::{Logged, Notes};
 
 /// A client as its exchanges know it; the memory of its heads is used again for each.
 pub struct Client {
@@ -29,8 +32,9 @@ pub struct Client {
     response: ResponseHead,
     /// Exchanges so far.
     exchanges: u32,
-    /// The status that was sent in the present exchange; 0 as long as none was.
-    status: Cell<u16>,
+    opening: Opening,
+    /// Of the present exchange.
+    notes: Notes,
 }
 
 /// Where requests come from.
@@ -63,13 +67,12 @@ struct Exchange<'e> {
     source: IpAddr,
     is_through_hop: bool,
     out: &'e Transport,
-    started: Instant,
     metrics: &'e metric::Route,
     /// The client lets its connection live on, and this is not the last exchange that it may have.
     keep_alive: bool,
     drain: &'e Drain,
     /// See [`Client`].
-    status: &'e Cell<u16>,
+    notes: &'e Notes,
 }
 
 /// A request for this path panics where its policies would run.
@@ -77,7 +80,7 @@ struct Exchange<'e> {
 pub const PANICS_AT: &str = "/panics";
 
 impl Client {
-    pub fn new(transport: impl Into<Transport>) -> Self {
+    pub fn new(transport: impl Into<Transport>, opening: Opening) -> Self {
         let wire = Wire::new(transport);
         let address = wire.transport().peer().ip().to_canonical();
         let scheme = if wire.transport().tls().is_some() {
@@ -95,7 +98,8 @@ impl Client {
             request: RequestHead::default(),
             response: ResponseHead::default(),
             exchanges: 0,
-            status: Cell::new(0),
+            opening,
+            notes: Notes::default(),
         }
     }
 
@@ -110,17 +114,37 @@ impl Client {
 /// `drain` is the connection's: when it is to stop soon, the client is told that this was the last exchange. A panic costs this
 /// exchange and nothing else.
 pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
-    client.status.set(0);
-    match net::caught(serve_one(gateway, client, listener, drain)).await {
+    let snapshot = gateway.snapshot();
+    client.notes.begin(&snapshot);
+    let logged = Logged {
+        gateway,
+        snapshot: &snapshot,
+        client,
+        listener,
+    };
+    match net::caught(serve_one(
+        gateway,
+        &snapshot,
+        logged.client,
+        listener,
+        drain,
+    ))
+    .await
+    {
         Ok(next) => next,
         // The message was printed by the panic itself.
-        Err(_) => excuse(gateway, client, listener, drain).await,
+        Err(_) => excuse(gateway, &snapshot, logged.client, listener, drain).await,
     }
 }
 
 /// The story of one exchange.
-async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
-    let snapshot = gateway.snapshot();
+async fn serve_one(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    client: &mut Client,
+    listener: usize,
+    drain: &Drain,
+) -> Next {
     let (Some(at), Some(of_listener)) = (
         snapshot.listeners.get(listener),
         snapshot.config.listeners.get(listener),
@@ -136,20 +160,20 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     let (mut reader, out) = wire.split();
     let mut exchange = Exchange {
         gateway,
-        snapshot: &snapshot,
+        snapshot,
         client: &client.origin,
         listener: of_listener,
         source: client.origin.address,
         is_through_hop: false,
         out,
-        started: net::now(),
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        status: &client.status,
+        notes: &client.notes,
     };
 
-    let deadline = exchange.started + snapshot.tunables.http.head_timeout;
+    let notes = exchange.notes;
+    let deadline = notes.started() + snapshot.tunables.http.head_timeout;
     let limits = &snapshot.request_limits;
     let head = reader
         .head(deadline, |bytes| request.parse(bytes, limits))
@@ -159,6 +183,8 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
         request.identify(false, || gateway.new_id());
         return exchange.refuse_head(error, request).await;
     }
+    notes.is_asked.set(true);
+    notes.end(Span::Head);
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
     exchange.keep_alive = request.keep_alive() && !is_last;
@@ -179,7 +205,10 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     let index = found.index;
     let route = &snapshot.config.routes[index];
     exchange.metrics = &at.routes[index];
-    if let Err(reply) = exchange.admit(route, request) {
+    notes.route.set(Some(index));
+    let admitted = exchange.admit(route, request);
+    notes.end(Span::Route);
+    if let Err(reply) = admitted {
         return exchange.reply(reply, request, &mut body).await;
     }
     match &route.action {
@@ -206,31 +235,36 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
 }
 
 /// Answers in place of an exchange that has panicked, if nothing was answered yet.
-async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Drain) -> Next {
+async fn excuse(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    client: &Client,
+    listener: usize,
+    drain: &Drain,
+) -> Next {
     gateway.metrics().panics.add(1);
-    let snapshot = gateway.snapshot();
     let (Some(at), Some(of_listener)) = (
         snapshot.listeners.get(listener),
         snapshot.config.listeners.get(listener),
     ) else {
         return Next::Abort;
     };
-    if client.status.get() > 0 {
+    if client.notes.status.get() > 0 {
+        client.notes.reason.set("panic");
         return Next::Abort;
     }
     let exchange = Exchange {
         gateway,
-        snapshot: &snapshot,
+        snapshot,
         client: &client.origin,
         listener: of_listener,
         source: client.origin.address,
         is_through_hop: false,
         out: client.wire.transport(),
-        started: net::now(),
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        status: &client.status,
+        notes: &client.notes,
     };
     exchange
         .refuse(&Reply::new(500, "panic"), &client.request)
@@ -252,6 +286,7 @@ impl Exchange<'_> {
         if let Some(trusted) = hop {
             let client = request.believe(trusted.claim, |ip| trusted.contains(ip));
             self.source = client.unwrap_or(self.source);
+            self.notes.client.set(client);
         }
         let via = self.listener.via.as_ref();
         !via.is_some_and(|pseudonym| request.came_via(pseudonym))
@@ -294,8 +329,11 @@ impl Exchange<'_> {
             }
             return Err(refusal.reply);
         }
-        if let Some(consumer) = facts.consumer.filter(|_| !self.is_through_hop) {
-            self.gateway.identify(source, consumer);
+        if let Some(consumer) = facts.consumer {
+            request.set_consumer(consumer);
+            if !self.is_through_hop {
+                self.gateway.identify(source, consumer);
+            }
         }
         Ok(())
     }
@@ -303,10 +341,10 @@ impl Exchange<'_> {
 
 impl Drop for Exchange<'_> {
     fn drop(&mut self) {
-        let status = self.status.get();
+        let status = self.notes.status.get();
         // An exchange that sent nothing has no status: its client was gone.
         if status > 0 {
-            let took = net::now() - self.started;
+            let took = net::now() - self.notes.started();
             let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.metrics.count(self.gateway.worker(), status, took_us);
         }

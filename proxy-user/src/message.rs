@@ -19,6 +19,7 @@ mod tests;
 
 use std::ops::Range;
 
+pub(crate) use authority::push_decimal;
 pub use encode::Answer;
 pub use fields::{Fields, is_field_name, is_field_value};
 pub use forwarding::{Claim, Forward, Told};

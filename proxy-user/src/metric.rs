@@ -114,6 +114,8 @@ pub struct Worker {
     pub panics: Counter,
     /// Reports to control that found the queue full.
     pub reports_dropped: Counter,
+    /// Lines of the access log that nobody was ready to write.
+    pub log_dropped: Counter,
     /// Connections closed because their source was banned.
     pub connections_banned: Counter,
     rejected: Rejected,
@@ -259,6 +261,8 @@ pub struct Control {
     pub daemon_restarts: AtomicU64,
     pub probes: AtomicU64,
     pub probes_failed: AtomicU64,
+    /// Lines of the access log that could not be written.
+    pub log_failed: AtomicU64,
 }
 
 /// Everything counted. A name that is registered again, after a reload, is the same counter.

@@ -8,12 +8,17 @@ use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
 use super::problem::{Problems, Spot};
 use super::route::RouteDraft;
-use super::{Action, Diagnostic, ListenerMode, PathMatch, Policy, PolicyKind, RateKey, Upstream};
+use super::{
+    AccessLog, Action, Diagnostic, ListenerMode, LogField, PathMatch, Policy, PolicyKind, RateKey,
+    Upstream,
+};
 use crate::tunable::Tunables;
 
 /// Everything that was read. A part that was bad is `None`, so that the others can be checked all the same.
 pub(super) struct Whole<'s> {
     pub datapath: Option<DatapathDraft<'s>>,
+    /// `None`: there is no `[log]`; `Some(None)`: a bad one.
+    pub access_log: Option<Option<AccessLog>>,
     pub listeners: Vec<Option<ListenerDraft<'s>>>,
     pub routes: Vec<Option<RouteDraft<'s>>>,
     pub policies: Vec<Option<(Policy, Spot<'s>)>>,
@@ -37,6 +42,7 @@ impl<'s> Whole<'s> {
         self.check_serving();
         self.check_policy_order();
         self.check_bans();
+        self.check_logged_keys();
         if !problems.has_errors() {
             self.warn_of_unused();
         }
@@ -225,6 +231,26 @@ impl<'s> Whole<'s> {
             .nth(max);
         if let Some((_, spot)) = beyond {
             spot.refuse::<()>(format!("more than {max} policies ban"), "", None);
+        }
+    }
+
+    /// A field that holds keys is not logged.
+    fn check_logged_keys(&self) {
+        let Some(Some(log)) = &self.access_log else {
+            return;
+        };
+        for (policy, spot) in self.policies.iter().flatten() {
+            let PolicyKind::ApiKey(keys) = &policy.kind else {
+                continue;
+            };
+            if log.fields.contains(&LogField::Request(keys.header.clone())) {
+                let message = format!(
+                    "the access log names request.{}, which holds the keys of this policy",
+                    keys.header
+                );
+                let help = "log `consumer` instead: whose key it is".to_owned();
+                spot.refuse::<()>(message, "", Some(help));
+            }
         }
     }
 

@@ -43,8 +43,8 @@ pub(super) fn listener<'s>(
         section.find("tls"),
         section.find("forward"),
     );
-    let (trusted, via) = (section.find("trusted"), section.find("via"));
-    let of_l7 = [&serve, &tls, &trusted, &via].map(Option::clone);
+    let [trusted, via, log] = ["trusted", "via", "log"].map(|key| section.find(key));
+    let of_l7 = [&serve, &tls, &trusted, &via, &log].map(Option::clone);
     let forwards = forward.is_some();
     let mode = match forward {
         Some(forward) => forwarding(&forward, of_l7, context),
@@ -58,6 +58,7 @@ pub(super) fn listener<'s>(
         Some(value) => value.parsed(parse_pseudonym).map(Some),
         None => Some(None),
     };
+    let is_logged = log.map_or(Some(true), |value| value.switch());
     section.finish();
     let (addresses, spots): (Vec<_>, Vec<_>) = addresses?.into_iter().unzip();
     check_family(forwards, &addresses, &spots)?;
@@ -68,6 +69,7 @@ pub(super) fn listener<'s>(
         mode,
         trusted: trusted?,
         via: via?,
+        is_logged: is_logged?,
         at: section.spot.origin(),
     };
     Some(ListenerDraft {
@@ -96,7 +98,7 @@ fn addresses<'s>(value: &Value<'s>) -> Option<Vec<(ListenAddress, Spot<'s>)>> {
 /// `forward = { upstream = "...", via = "nat" }`: nothing of L7 beside it.
 fn forwarding<'s>(
     forward: &Value<'s>,
-    l7: [Option<Value<'s>>; 4],
+    l7: [Option<Value<'s>>; 5],
     context: &Context<'s>,
 ) -> Option<ListenerMode> {
     let mut is_good = true;

@@ -13,7 +13,7 @@ use super::settings::{configured, drop_ins};
 use super::source::{FILE_BYTES_MAX, Reader, failure};
 use super::table::Section;
 use super::{Config, Diagnostic, EMBEDDED_FOLDER, Origin};
-use super::{datapath, listener, policy, route, upstream};
+use super::{datapath, listener, log, policy, route, upstream};
 use crate::tunable::Tunables;
 
 /// Most files in `conf.d`, and most objects of one kind over all files.
@@ -131,6 +131,7 @@ fn decoded(index: usize, path: &Path, bytes: Vec<u8>, problems: &Problems) -> Op
 /// All sections of one kind, over all files.
 struct Sections<'s> {
     datapath: Vec<Section<'s>>,
+    log: Vec<Section<'s>>,
     listeners: Vec<Section<'s>>,
     routes: Vec<Section<'s>>,
     policies: Vec<Section<'s>>,
@@ -200,6 +201,7 @@ fn collect<'s>(
 ) -> Sections<'s> {
     let mut sections = Sections {
         datapath: Vec::new(),
+        log: Vec::new(),
         listeners: Vec::new(),
         routes: Vec::new(),
         policies: Vec::new(),
@@ -214,6 +216,7 @@ fn collect<'s>(
         );
         let one = |key| root.find(key).and_then(|value| value.section());
         sections.datapath.extend(one("datapath"));
+        sections.log.extend(one("log"));
         sections.tunables.extend(one("tunables"));
         let many = |key, max, into: &mut Vec<Section<'s>>| {
             for section in root
@@ -238,13 +241,13 @@ fn collect<'s>(
         many("upstream", UPSTREAMS_MAX, &mut sections.upstreams);
         root.finish();
     }
-    if let [first, second, ..] = sections.datapath.as_slice() {
-        second.spot.refuse_with::<()>(
-            "[datapath] stands in two files",
-            "again",
-            first.spot,
-            "first",
-        );
+    for (name, found) in [("datapath", &sections.datapath), ("log", &sections.log)] {
+        if let [first, second, ..] = found.as_slice() {
+            let message = format!("[{name}] stands in two files");
+            second
+                .spot
+                .refuse_with::<()>(message, "again", first.spot, "first");
+        }
     }
     sections
 }
@@ -261,6 +264,10 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         || Some(datapath::absent()),
         |section| datapath::datapath(section, context),
     );
+    let access_log = sections
+        .log
+        .first()
+        .map(|section| log::access_log(section, context));
     let upstreams = sections
         .upstreams
         .iter()
@@ -283,6 +290,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
     (
         Whole {
             datapath,
+            access_log,
             listeners,
             routes,
             policies,
@@ -297,6 +305,10 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
 fn finished(whole: Whole<'_>, tunables: Written) -> Option<(Config, Tunables)> {
     let config = Config {
         datapath: whole.datapath?.datapath,
+        access_log: match whole.access_log {
+            Some(access_log) => Some(access_log?),
+            None => None,
+        },
         listeners: whole
             .listeners
             .into_iter()

@@ -50,6 +50,10 @@ pub(super) fn route<'s>(
     let retries = section
         .find("retry")
         .map_or(Some(None), |value| retries(&value));
+    let is_logged = match section.find("log") {
+        Some(value) => value.switch().map(Some),
+        None => Some(None),
+    };
     section.later("tls");
     section.finish();
     let (host, path) = parsed_match?;
@@ -71,6 +75,7 @@ pub(super) fn route<'s>(
         action,
         exchange_timeout: timeout?,
         retries: retries?,
+        is_logged: is_logged?,
         at: section.spot.origin(),
     };
     let matching = matching.map_or(section.spot, |value| value.spot);

@@ -80,6 +80,11 @@ impl<'s> Value<'s> {
         }
     }
 
+    /// `"on"` or `"off"`.
+    pub fn switch(&self) -> Option<bool> {
+        self.word(&[("on", true), ("off", false)], &[])
+    }
+
     /// A whole number in a range.
     pub fn number(&self, range: RangeInclusive<u32>) -> Option<u32> {
         let DeValue::Integer(integer) = self.value else {

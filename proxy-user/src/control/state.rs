@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::access_log::AccessLog;
 use super::bans::Bans;
 use super::configuration::load;
 use super::message::{Apply, Memory, Start, ToKeeper};
@@ -27,7 +28,7 @@ use crate::offload::{Cells, Denied};
 use crate::report::{self};
 use crate::snapshot::Snapshot;
 use crate::tunable::{Origin, Tunables};
-use crate::{net, tls, worker};
+use crate::{access_log, net, tls, worker};
 
 /// How long workers may take to close everything when told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -41,6 +42,8 @@ pub struct Control {
     cells: Arc<Cells>,
     denied: Arc<Denied>,
     reports: report::Queue,
+    to_log: access_log::Queue,
+    access_log: Option<AccessLog>,
     datapath: Option<Writer>,
     bans: Bans,
     offences: Offences,
@@ -67,6 +70,7 @@ impl Control {
         cells: Arc<Cells>,
         denied: Arc<Denied>,
         reports: report::Queue,
+        (to_log, access_log): (access_log::Queue, AccessLog),
         datapath: Option<Writer>,
     ) -> Result<Self> {
         registry
@@ -85,6 +89,8 @@ impl Control {
             cells,
             denied,
             reports,
+            to_log,
+            access_log: Some(access_log),
             datapath,
             offences: Offences::default(),
             workers: Vec::new(),
@@ -238,6 +244,7 @@ impl Control {
                 commands: receiver,
                 doorbell: doorbell.clone(),
                 reports: self.reports.sender(Arc::clone(&metrics)),
+                access_log: self.to_log.clone(),
                 cells: Arc::clone(&self.cells),
                 denied: Arc::clone(&self.denied),
                 metrics,
@@ -269,6 +276,20 @@ impl Control {
             datapath.follow(&interfaces);
         }
         self.start.interfaces = interfaces;
+    }
+
+    /// The keeper has opened the access log, again perhaps.
+    pub fn log_to(&self, files: Vec<OwnedFd>) {
+        if let (Some(access_log), Some(file)) = (&self.access_log, files.into_iter().next()) {
+            access_log.write_to(file);
+        }
+    }
+
+    /// Workers have ended, and their last lines wait to be written.
+    pub async fn end_log(&mut self) {
+        if let Some(access_log) = self.access_log.take() {
+            access_log.end().await;
+        }
     }
 
     /// Exchanges may end, nothing new begins.

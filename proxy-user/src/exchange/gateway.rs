@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::access_log;
 use crate::call::Caller;
 use crate::metric;
 use crate::net;
@@ -29,6 +30,7 @@ pub struct Gateway {
     cells: Arc<Cells>,
     metrics: Arc<metric::Worker>,
     reports: Sender,
+    access_log: access_log::Log,
     date: RefCell<Date>,
     identities: RefCell<Identities>,
     hashes: RandomState,
@@ -57,6 +59,7 @@ impl Gateway {
         cells: Arc<Cells>,
         metrics: Arc<metric::Worker>,
         reports: Sender,
+        access_log: access_log::Log,
     ) -> Self {
         let hashes = RandomState::new();
         Self {
@@ -66,6 +69,7 @@ impl Gateway {
             cells,
             metrics,
             reports,
+            access_log,
             date: RefCell::default(),
             identities: RefCell::default(),
             hashes,
@@ -93,6 +97,11 @@ impl Gateway {
 
     pub fn metrics(&self) -> &metric::Worker {
         &self.metrics
+    }
+
+    /// Where exchanges have their lines.
+    pub fn access_log(&self) -> &access_log::Log {
+        &self.access_log
     }
 
     pub(super) fn cells(&self) -> &Cells {

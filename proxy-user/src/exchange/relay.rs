@@ -1,6 +1,7 @@
 //! The action `upstream`: the request goes to an endpoint, the response comes back, and either body streams meanwhile.
 
 use super::{Exchange, Next, settle};
+use crate::access_log::Span;
 use crate::call::{self, AnswerError, Call, ConnectError, Tries};
 use crate::codec::h1::{
     Body, BodyDecoder, BodyEncoder, BodyError, HeadError, Pace, Transfer, TransferError,
@@ -58,7 +59,7 @@ pub(super) async fn relay(
     };
     let deadline = route
         .exchange_timeout
-        .map_or(Instant::NEVER, |timeout| exchange.started + timeout);
+        .map_or(Instant::NEVER, |timeout| exchange.notes.started() + timeout);
     let tried = net::timeout(
         deadline,
         net::select(
@@ -75,8 +76,8 @@ pub(super) async fn relay(
     };
     match done {
         Ok(keep_alive) => settle(exchange, body, keep_alive).await,
-        Err(failure) if matches!(failure, Failure::Client) || exchange.status.get() > 0 => {
-            exchange.gateway.metrics().reject(failure.reply().reason);
+        Err(failure) if matches!(failure, Failure::Client) || exchange.notes.status.get() > 0 => {
+            exchange.reject(failure.reply().reason);
             Next::Abort
         }
         // Where a body broke off nothing can be found behind it.
@@ -104,7 +105,7 @@ async fn try_endpoints(
     // A body is gone once it was sent, and who asks for a change twice may get it twice.
     let is_repeatable = matches!(request.framing(), Framing::None | Framing::Length(0))
         && request.method().is_idempotent();
-    let mut call = caller.begin(snapshot, upstream, &mut tries).await?;
+    let mut call = exchange.begin(upstream, &mut tries).await?;
     if request.expects_continue() && !body.is_ended() {
         exchange
             .out
@@ -130,7 +131,7 @@ async fn try_endpoints(
             // The endpoint closed a connection that had waited too long: nobody's failure.
             drop(call);
             tries.renew = Some(index);
-            call = caller.begin(snapshot, upstream, &mut tries).await?;
+            call = exchange.begin(upstream, &mut tries).await?;
             continue;
         }
         if failure.is_by_origin() {
@@ -140,7 +141,8 @@ async fn try_endpoints(
             return Err(failure);
         }
         caller.count_retry(snapshot, upstream, index, &mut tries);
-        call = caller.begin(snapshot, upstream, &mut tries).await?;
+        exchange.notes.retries.update(|retries| retries + 1);
+        call = exchange.begin(upstream, &mut tries).await?;
     }
 }
 
@@ -157,7 +159,8 @@ async fn attempt(
     let head = encode_request(exchange, call, request);
     let (mut reader, origin) = call.connection.wire.split();
     let encoder = BodyEncoder::new(request.framing());
-    let mut upload = Transfer::new(head, body, encoder, origin, upload_pace(exchange));
+    let mut upload = Transfer::new(head, body, encoder, origin, upload_pace(exchange))
+        .counted(&exchange.notes.received_bytes);
     let timeout = snapshot.tunables.upstream.head_timeout;
     response.restart();
     for interims in 0.. {
@@ -178,6 +181,8 @@ async fn attempt(
         }
         pass_interim(exchange, request, response)?;
     }
+    exchange.notes.end(Span::FirstByte);
+    exchange.notes.is_answered.set(true);
     for policy in &route.policies {
         snapshot.policies.response(*policy, response);
     }
@@ -193,10 +198,11 @@ async fn attempt(
         encoder,
         exchange.out,
         download_pace(exchange),
-    );
+    )
+    .counted(&exchange.notes.sent_bytes);
     // Whoever sends nonsense right behind a head is found out before the head has gone on.
     download.look().map_err(Failure::Response)?;
-    exchange.status.set(response.status());
+    exchange.notes.status.set(response.status());
     let done = if upload.is_done() {
         download.run().await
     } else {
@@ -216,6 +222,24 @@ async fn attempt(
         }),
         Err(TransferError::Sink | TransferError::SinkLate) => Err(Failure::Client),
         Err(error) => Err(Failure::Response(error)),
+    }
+}
+
+impl<'e> Exchange<'e> {
+    /// Begins a call, and notes which endpoint it goes to.
+    async fn begin(&self, upstream: usize, tries: &mut Tries) -> Result<Call<'e>, ConnectError> {
+        let (caller, notes) = (self.gateway.caller(), self.notes);
+        let left = tries.left;
+        let begun = caller.begin(self.snapshot, upstream, tries).await;
+        notes.end(Span::Connect);
+        notes.is_answered.set(false);
+        if let Ok(call) = &begun {
+            notes.endpoint.set(Some((upstream, call.index)));
+            notes.is_reused.set(call.is_reused);
+        }
+        let failed = left.saturating_sub(tries.left);
+        notes.retries.update(|retries| retries + failed);
+        begun
     }
 }
 

@@ -16,9 +16,15 @@ impl Exchange<'_> {
         self.refuse(&reply, request).await
     }
 
+    /// Counts why the exchange came to no good end.
+    pub(super) fn reject(&self, reason: &'static str) {
+        self.gateway.metrics().reject(reason);
+        self.notes.reason.set(reason);
+    }
+
     /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
     pub(super) async fn refuse(&self, reply: &Reply, request: &RequestHead) -> Next {
-        self.gateway.metrics().reject(reply.reason);
+        self.reject(reply.reason);
         let mut bytes = Vec::new();
         reply.encode(
             &mut bytes,
@@ -38,7 +44,7 @@ impl Exchange<'_> {
         request: &RequestHead,
         body: &mut Body<'_>,
     ) -> Next {
-        self.gateway.metrics().reject(reply.reason);
+        self.reject(reply.reason);
         let keep_alive = self.may_keep_alive(request, body);
         let mut bytes = Vec::new();
         reply.encode(
@@ -117,7 +123,7 @@ impl Exchange<'_> {
         let is_idle = matches!(net::timeout(deadline, self.out.idle()).await, Ok(Ok(())));
         let is_sent = is_idle && self.out.queue([bytes.into()]).is_ok();
         if is_sent {
-            self.status.set(status);
+            self.notes.status.set(status);
         }
         is_sent
     }

@@ -19,6 +19,7 @@ pub struct RequestHead {
     pub(super) host_override: Option<Span>,
     pub(super) hops: Hops,
     pub(super) id: Span,
+    consumer: Span,
     framing: Framing,
     keep_alive: bool,
     expects_continue: bool,
@@ -83,6 +84,7 @@ impl RequestHead {
         self.host_override = None;
         self.hops.clear();
         self.id = Span::default();
+        self.consumer = Span::default();
         let line = &bytes[shape.start_line.clone()];
         let (method, rest) = split_at_space(line)?;
         let (target, version) = split_at_space(rest)?;
@@ -165,6 +167,18 @@ impl RequestHead {
     /// `host[:port]`; empty if an HTTP/1.0 client named none.
     pub fn authority(&self) -> &str {
         self.authority.whole.text(&self.fields.arena)
+    }
+
+    /// Who calls, as a policy found it; empty: nobody that is known.
+    pub fn consumer(&self) -> &str {
+        self.consumer.text(&self.fields.arena)
+    }
+
+    /// Notes who calls.
+    pub fn set_consumer(&mut self, name: &str) {
+        let start = self.fields.arena.len();
+        self.fields.arena.extend_from_slice(name.as_bytes());
+        self.consumer = Span::new(start, name.len());
     }
 
     /// `None`, `Length` or `Chunked`.

@@ -68,6 +68,7 @@ impl Collector for All {
         let mut page = Page { encoder };
         page.control(&self.registry, &self.outside)?;
         page.workers(&self.registry.workers)?;
+        page.log(&self.registry)?;
         page.listeners(&self.registry.listeners)?;
         page.routes(&self.registry.routes)?;
         page.endpoints(&self.registry.endpoints)?;
@@ -194,6 +195,17 @@ impl Page<'_> {
             counted(&mut family, &[("reason", *reason)], *count)?;
         }
         Ok(())
+    }
+
+    fn log(&mut self, registry: &Registry) -> Result<(), Error> {
+        let workers = registry.workers.iter();
+        let dropped: u64 = workers.map(|worker| worker.log_dropped.value()).sum();
+        let failed = registry.control.log_failed.load(Relaxed);
+        self.counter(
+            "log_dropped",
+            "Lines of the access log that were not written: the file or its reader was slow, full or gone.",
+            dropped + failed,
+        )
     }
 
     fn listeners(&mut self, listeners: &Series<[String; 1], Listener>) -> Result<(), Error> {

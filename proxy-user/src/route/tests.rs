@@ -10,9 +10,11 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
         mode: ListenerMode::Serve { tls: None },
         trusted: None,
         via: None,
+        is_logged: true,
         at: Origin::Default,
     };
     Config {
+        access_log: None,
         datapath: Datapath {
             interfaces: Vec::new(),
             mode: DatapathMode::Off,
@@ -53,6 +55,7 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
         }
     };
     Route {
+        is_logged: None,
         name: String::new(),
         listener,
         host,

@@ -218,6 +218,11 @@ tree! {
         ban_identities: count[3, 1, 1000] Live "An address where so many consumers succeeded within ten minutes is never banned.";
         cells_max: power[size::CELLS as u64, 1024, 16_777_216] Restart "Rate cells, 8 bytes each, that XDP and workers share.";
     }
+    log: Log {
+        buffer_bytes: bytes[64 * KIB, KIB, MIB] Live "Lines of the access log that a worker gathers before they are written, within half a second at most.";
+        buffers_max: count[64, 1, 4096] Live "Such buffers of all workers that wait to be written; lines beyond are dropped and counted.";
+        sample: count[1, 1, 1_000_000] Live "Of exchanges that went well, one in so many is logged; all that were refused or failed are.";
+    }
     admin: Admin {
         request_bytes_max: bytes[MIB, KIB, 64 * MIB] Live "Largest request on the admin socket.";
         request_timeout: duration[10 * S, 100 * MS, 10 * MINUTE] Live "Longest wait for a whole request on the admin socket.";

@@ -1,6 +1,6 @@
 //! One body on its way from one wire to another, behind the head that announces it: framed anew, with backpressure and deadlines.
 
-use std::{iter::once, time::Duration};
+use std::{cell::Cell, iter::once, time::Duration};
 
 use super::wire::{Body, BodyError};
 use super::{BodyEncoder, Frame, LengthMismatch};
@@ -48,6 +48,8 @@ pub struct Transfer<'t, 'w> {
     pace: Pace,
     started: Instant,
     bytes: u64,
+    /// Where somebody else reads how many.
+    counted: Option<&'t Cell<u64>>,
     is_done: bool,
 }
 
@@ -87,8 +89,16 @@ impl<'t, 'w> Transfer<'t, 'w> {
             pace,
             started: net::now(),
             bytes: 0,
+            counted: None,
             is_done: false,
         }
+    }
+
+    /// Tells how much of the body was sent, from now on.
+    pub fn counted(mut self, count: &'t Cell<u64>) -> Self {
+        count.set(0);
+        self.counted = Some(count);
+        self
     }
 
     /// All of it is with the kernel, or next in the queue for it.
@@ -262,6 +272,9 @@ impl<'t, 'w> Transfer<'t, 'w> {
     /// So many bytes more, as the limit and the framing see them.
     fn account(&mut self, len: usize) -> Result<Frame, TransferError> {
         self.bytes += len as u64;
+        if let Some(count) = self.counted {
+            count.set(self.bytes);
+        }
         if self.bytes > self.pace.bytes_max {
             return Err(TransferError::TooLarge);
         }

@@ -9,10 +9,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{tls, wait_until};
+use crate::access_log::{self, Lines};
 use crate::config::{self, Bundle};
 use crate::metric::{Outside, Registry};
 use crate::net;
 use crate::offload::{Cells, Denied};
+use crate::report::queue::Receiver;
 use crate::report::{self, Reports};
 use crate::snapshot::Snapshot;
 use crate::tunable::Origin;
@@ -22,6 +24,7 @@ use crate::worker::{self, Command, Shared};
 pub struct Sluice {
     pub address: SocketAddr,
     pub reports: Reports,
+    pub lines: Receiver<Lines>,
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
     /// Of the listener.
@@ -63,12 +66,14 @@ impl Sluice {
         let snapshot = build(&text, None, &registry);
         let (commands, receiver) = mpsc::channel();
         let (queue, reports) = report::Queue::new().expect("a queue");
+        let (access_log, lines) = access_log::Queue::new().expect("a queue");
         let doorbell = net::Doorbell::new().expect("a doorbell");
         let metrics = registry.worker(0);
         let shared = Shared {
             commands: receiver,
             doorbell: doorbell.clone(),
             reports: queue.sender(Arc::clone(&metrics)),
+            access_log,
             cells: Arc::new(Cells::in_memory(1024).expect("memory")),
             denied: Arc::<Denied>::default(),
             metrics,
@@ -77,6 +82,7 @@ impl Sluice {
         let sluice = Self {
             address,
             reports,
+            lines,
             registry,
             snapshot,
             serve: serve.to_owned(),

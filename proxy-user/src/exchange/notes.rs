@@ -1,0 +1,195 @@
+//! What is noted of an exchange on its way: for its metrics, and for its line in the access log.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Client, Gateway};
+use crate::access_log::{Entry, Span};
+use crate::config::{AccessLog, Config};
+use crate::net::{self, Instant};
+use crate::snapshot::Snapshot;
+
+/// Of the present exchange of a client.
+#[derive(Default)]
+pub(super) struct Notes {
+    started: Cell<Instant>,
+    /// There is an access log: moments are noted.
+    is_timed: Cell<bool>,
+    /// The status that was sent; 0 as long as none was.
+    pub status: Cell<u16>,
+    /// Why it was refused, or broke off; empty: it was not.
+    pub reason: Cell<&'static str>,
+    /// There is a request: its head was read.
+    pub is_asked: Cell<bool>,
+    /// Who asked, where that is not the peer.
+    pub client: Cell<Option<IpAddr>>,
+    /// Index in `Config::routes`.
+    pub route: Cell<Option<usize>>,
+    /// Index in `Config::upstreams`, and of the endpoint that was called last.
+    pub endpoint: Cell<Option<(usize, usize)>>,
+    /// That call had a connection which had served others before.
+    pub is_reused: Cell<bool>,
+    /// It had an answer.
+    pub is_answered: Cell<bool>,
+    pub retries: Cell<u32>,
+    /// Of the request's body, and of the response's.
+    pub received_bytes: Cell<u64>,
+    pub sent_bytes: Cell<u64>,
+    /// When spans ended: microseconds since the beginning.
+    ends_us: [Cell<Option<u32>>; Span::COUNT],
+}
+
+/// What a connection took before its first exchange.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opening {
+    pub accept: Duration,
+    pub tls: Option<Duration>,
+}
+
+impl Notes {
+    /// Forgets the exchange before.
+    pub fn begin(&self, snapshot: &Snapshot) {
+        self.started.set(net::now());
+        self.is_timed.set(snapshot.config.access_log.is_some());
+        self.status.set(0);
+        self.reason.set("");
+        self.is_asked.set(false);
+        self.client.set(None);
+        self.route.set(None);
+        self.endpoint.set(None);
+        self.is_reused.set(false);
+        self.is_answered.set(false);
+        self.retries.set(0);
+        self.received_bytes.set(0);
+        self.sent_bytes.set(0);
+        self.ends_us.iter().for_each(|end| end.set(None));
+    }
+
+    pub fn started(&self) -> Instant {
+        self.started.get()
+    }
+
+    /// A part of the exchange has ended now.
+    pub fn end(&self, span: Span) {
+        if self.is_timed.get() {
+            let took = net::now().since(self.started.get());
+            self.ends_us[span as usize].set(Some(microseconds(took)));
+        }
+    }
+
+    /// By span, how long each took; those that follow each other begin where the one before ended.
+    fn durations_us(&self, opening: Option<Opening>) -> [Option<u32>; Span::COUNT] {
+        let mut durations = [None; Span::COUNT];
+        durations[Span::Accept as usize] = opening.map(|opening| microseconds(opening.accept));
+        durations[Span::Tls as usize] = opening.and_then(|opening| opening.tls).map(microseconds);
+        let mut before = 0;
+        let total = microseconds(net::now().since(self.started.get()));
+        for span in [Span::Head, Span::Route, Span::Connect, Span::FirstByte] {
+            if let Some(end) = self.ends_us[span as usize].get() {
+                durations[span as usize] = Some(end.saturating_sub(before));
+                before = end;
+            }
+        }
+        if self.ends_us[Span::FirstByte as usize].get().is_some() {
+            durations[Span::Body as usize] = Some(total.saturating_sub(before));
+        }
+        durations[Span::Total as usize] = Some(total);
+        durations
+    }
+}
+
+fn microseconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// One exchange, until its end, however that comes: then it has its line in the access log.
+pub(super) struct Logged<'e> {
+    pub gateway: &'e Gateway,
+    pub snapshot: &'e Snapshot,
+    pub client: &'e mut Client,
+    /// Index in `Config::listeners`.
+    pub listener: usize,
+}
+
+impl Drop for Logged<'_> {
+    fn drop(&mut self) {
+        if let Some(access_log) = &self.snapshot.config.access_log {
+            self.log(access_log);
+        }
+    }
+}
+
+impl Logged<'_> {
+    fn log(&self, access_log: &AccessLog) {
+        let (config, notes) = (&self.snapshot.config, &self.client.notes);
+        let tunables = &self.snapshot.tunables.log;
+        // A connection that ended before a request has none.
+        if !notes.is_asked.get() && notes.status.get() == 0 {
+            return;
+        }
+        if !self.is_logged(config) {
+            return;
+        }
+        let went_well = notes.reason.get().is_empty() && (1..500).contains(&notes.status.get());
+        let sample = u64::from(access_log.sample.unwrap_or(tunables.sample));
+        if went_well && sample > 1 && !self.gateway.caller().random().is_multiple_of(sample) {
+            return;
+        }
+        let entry = self.entry(config);
+        let buffers_max = tunables.buffers_max as usize;
+        self.gateway.access_log().add(
+            &access_log.fields,
+            &entry,
+            tunables.buffer_bytes,
+            buffers_max,
+        );
+    }
+
+    /// The route has the last word, where there is one.
+    fn is_logged(&self, config: &Config) -> bool {
+        let route = self.client.notes.route.get();
+        let of_route = route.and_then(|route| config.routes.get(route)?.is_logged);
+        let listener = config.listeners.get(self.listener);
+        of_route.unwrap_or_else(|| listener.is_none_or(|listener| listener.is_logged))
+    }
+
+    fn entry<'e>(&'e self, config: &'e Config) -> Entry<'e> {
+        let (client, notes) = (&*self.client, &self.client.notes);
+        let named = |index: Option<usize>| index.and_then(|index| config.routes.get(index));
+        let upstream = notes.endpoint.get().and_then(|(upstream, endpoint)| {
+            let upstream = self.snapshot.upstreams.get(upstream)?;
+            Some((upstream, upstream.endpoints.get(endpoint)?))
+        });
+        let listener = config.listeners.get(self.listener);
+        let is_cut_off = notes.reason.get().is_empty() && notes.status.get() == 0;
+        Entry {
+            listener: listener.map_or("", |listener| &listener.name),
+            route: named(notes.route.get()).map_or("", |route| &route.name),
+            upstream: upstream.map_or("", |(upstream, _)| &upstream.name),
+            endpoint: upstream.map(|(_, endpoint)| endpoint.address),
+            client: notes.client.get(),
+            peer: &client.origin.text,
+            scheme: client.origin.scheme,
+            tls: client
+                .wire
+                .transport()
+                .tls()
+                .map_or("", |tls| tls.protocol_version()),
+            request: &client.request,
+            response: notes.is_answered.get().then_some(&client.response),
+            status: notes.status.get(),
+            // Nobody has ended it but who ended its connection: a stop, or a ban.
+            reason: if is_cut_off {
+                "cut_off"
+            } else {
+                notes.reason.get()
+            },
+            received_bytes: notes.received_bytes.get(),
+            sent_bytes: notes.sent_bytes.get(),
+            retries: notes.retries.get(),
+            is_reused: upstream.map(|_| notes.is_reused.get()),
+            durations_us: notes.durations_us((client.exchanges <= 1).then_some(client.opening)),
+        }
+    }
+}
