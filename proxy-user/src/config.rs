@@ -8,6 +8,7 @@ mod consumer;
 mod context;
 mod datapath;
 pub mod diagnostic;
+mod error_page;
 mod field;
 mod forwarding;
 mod listener;
@@ -38,7 +39,7 @@ pub use diagnostic::{Diagnostic, Place, Severity};
 pub use load::{Loaded, load, load_checked};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
-pub use crate::message::Claim;
+pub use crate::message::{Claim, Page};
 pub use crate::tunable::Origin;
 
 /// The path of the configuration that is built in, for `load`.
@@ -369,9 +370,31 @@ pub struct Route {
     pub exchange_timeout: Option<Duration>,
     /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
     pub retries: Option<u32>,
+    /// What clients get in place of our own answers to what was refused.
+    pub errors: ErrorPages,
     /// Its exchanges stand in the access log; `None` = as the listener says.
     pub is_logged: Option<bool>,
     pub at: Origin,
+}
+
+/// `errors`: pages by status, and by class of statuses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPages {
+    pub by_status: Vec<(u16, Page)>,
+    /// 4 and 5.
+    pub by_class: Vec<(u16, Page)>,
+}
+
+impl ErrorPages {
+    /// The page for a status: its own, or that of its class.
+    pub fn find(&self, status: u16) -> Option<&Page> {
+        let by_status = self.by_status.iter().find(|(named, _)| *named == status);
+        let by_class = || {
+            let mut classes = self.by_class.iter();
+            classes.find(|(named, _)| *named == status / 100)
+        };
+        by_status.or_else(by_class).map(|(_, page)| page)
+    }
 }
 
 /// `match.host`; lower case, without port.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::drain::{Drain, Stop};
-use crate::exchange::{self, Client, Gateway, Next, Opening};
+use crate::exchange::{self, Client, Gateway, Next, Opening, microseconds};
 use crate::net::{self, Either, Instant, Stream};
 use crate::tls::{HandshakeError, Transport};
 
@@ -109,14 +109,15 @@ pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
     let Open { place, drain, .. } = open;
     let begun = net::now();
     let mut opening = Opening {
-        accept: begun.since(open.accepted),
-        tls: None,
+        accept_us: microseconds(begun.since(open.accepted)),
+        tls_us: None,
     };
     // Asked to stop now, whatever goes on is dropped, and its connections are closed.
     net::select(
         async {
             if let Some(transport) = shake_hands(gateway, place, stream).await {
-                opening.tls = transport.tls().map(|_| net::now().since(begun));
+                let is_tls = transport.tls().is_some();
+                opening.tls_us = is_tls.then(|| microseconds(net::now().since(begun)));
                 converse(gateway, place, drain, Client::new(transport, opening)).await;
             }
         },

@@ -21,8 +21,8 @@ use crate::snapshot::Snapshot;
 use crate::tls::Transport;
 
 pub use gateway::Gateway;
-pub use notes::Opening;
 use notes::{Logged, Notes};
+pub use notes::{Opening, microseconds};
 
 /// A client as its exchanges know it; the memory of its heads is used again for each.
 pub struct Client {
@@ -205,7 +205,7 @@ async fn serve_one(
     let index = found.index;
     let route = &snapshot.config.routes[index];
     exchange.metrics = &at.routes[index];
-    notes.route.set(Some(index));
+    notes.route.set(Some(index as u32));
     let admitted = exchange.admit(route, request);
     notes.end(Span::Route);
     if let Err(reply) = admitted {
@@ -286,7 +286,6 @@ impl Exchange<'_> {
         if let Some(trusted) = hop {
             let client = request.believe(trusted.claim, |ip| trusted.contains(ip));
             self.source = client.unwrap_or(self.source);
-            self.notes.client.set(client);
         }
         let via = self.listener.via.as_ref();
         !via.is_some_and(|pseudonym| request.came_via(pseudonym))

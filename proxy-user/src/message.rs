@@ -4,6 +4,7 @@
 //! two origins could read in two ways is a way past a policy. What goes on is encoded from our own parse.
 //! httparse reads field lines; it lets pass a bare LF, leading empty lines and more, so `scan` looks at the raw lines first.
 
+mod accept;
 mod authority;
 mod encode;
 mod fields;
@@ -19,11 +20,12 @@ mod tests;
 
 use std::ops::Range;
 
+pub use accept::Form;
 pub(crate) use authority::push_decimal;
 pub use encode::Answer;
 pub use fields::{Fields, is_field_name, is_field_value};
 pub use forwarding::{Claim, Forward, Told};
-pub use reply::{CONTINUE, Delivery, Reply, encode_reply, reason_phrase};
+pub use reply::{CONTINUE, Delivery, Page, Reply, encode_reply, reason_phrase};
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 

@@ -153,7 +153,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    fn push(&self, out: &mut Vec<u8>, now: SystemTime) {
+    pub fn push(&self, out: &mut Vec<u8>, now: SystemTime) {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let mut text = self.text.borrow_mut();
         if self.second.replace(since.as_secs()) != since.as_secs() || text.is_empty() {

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::action::action;
 use super::context::Context;
+use super::error_page::error_pages;
 use super::listener::ListenerDraft;
 use super::names::parse_name;
 use super::pattern::{parse_host, parse_path};
 use super::problem::Spot;
 use super::table::{Section, Value};
-use super::{Action, HostMatch, ListenerMode, PathMatch, Route};
+use super::{Action, ErrorPages, HostMatch, ListenerMode, PathMatch, Route};
 
 /// Longest time for an exchange.
 const EXCHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -50,6 +51,11 @@ pub(super) fn route<'s>(
     let retries = section
         .find("retry")
         .map_or(Some(None), |value| retries(&value));
+    let errors = section
+        .find("errors")
+        .map_or(Some(ErrorPages::default()), |value| {
+            error_pages(&value, context)
+        });
     let is_logged = match section.find("log") {
         Some(value) => value.switch().map(Some),
         None => Some(None),
@@ -75,6 +81,7 @@ pub(super) fn route<'s>(
         action,
         exchange_timeout: timeout?,
         retries: retries?,
+        errors: errors?,
         is_logged: is_logged?,
         at: section.spot.origin(),
     };

@@ -1,7 +1,6 @@
 //! What is noted of an exchange on its way: for its metrics, and for its line in the access log.
 
 use std::cell::Cell;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Client, Gateway};
@@ -22,30 +21,32 @@ pub(super) struct Notes {
     pub reason: Cell<&'static str>,
     /// There is a request: its head was read.
     pub is_asked: Cell<bool>,
-    /// Who asked, where that is not the peer.
-    pub client: Cell<Option<IpAddr>>,
     /// Index in `Config::routes`.
-    pub route: Cell<Option<usize>>,
+    pub route: Cell<Option<u32>>,
     /// Index in `Config::upstreams`, and of the endpoint that was called last.
-    pub endpoint: Cell<Option<(usize, usize)>>,
+    endpoint: Cell<Option<(u32, u32)>>,
     /// That call had a connection which had served others before.
-    pub is_reused: Cell<bool>,
+    is_reused: Cell<bool>,
     /// It had an answer.
     pub is_answered: Cell<bool>,
     pub retries: Cell<u32>,
     /// Of the request's body, and of the response's.
     pub received_bytes: Cell<u64>,
     pub sent_bytes: Cell<u64>,
-    /// When spans ended: microseconds since the beginning.
-    ends_us: [Cell<Option<u32>>; Span::COUNT],
+    /// When the spans of [`NOTED`] ended: microseconds since the beginning, or [`NEVER`].
+    ends_us: [Cell<u32>; NOTED.len()],
 }
 
 /// What a connection took before its first exchange.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opening {
-    pub accept: Duration,
-    pub tls: Option<Duration>,
+    pub accept_us: u32,
+    pub tls_us: Option<u32>,
 }
+
+/// Spans whose ends are noted. Each begins where the one before it ended.
+const NOTED: [Span; 4] = [Span::Head, Span::Route, Span::Connect, Span::FirstByte];
+const NEVER: u32 = u32::MAX;
 
 impl Notes {
     /// Forgets the exchange before.
@@ -55,7 +56,6 @@ impl Notes {
         self.status.set(0);
         self.reason.set("");
         self.is_asked.set(false);
-        self.client.set(None);
         self.route.set(None);
         self.endpoint.set(None);
         self.is_reused.set(false);
@@ -63,7 +63,7 @@ impl Notes {
         self.retries.set(0);
         self.received_bytes.set(0);
         self.sent_bytes.set(0);
-        self.ends_us.iter().for_each(|end| end.set(None));
+        self.ends_us.iter().for_each(|end| end.set(NEVER));
     }
 
     pub fn started(&self) -> Instant {
@@ -74,24 +74,34 @@ impl Notes {
     pub fn end(&self, span: Span) {
         if self.is_timed.get() {
             let took = net::now().since(self.started.get());
-            self.ends_us[span as usize].set(Some(microseconds(took)));
+            let noted = NOTED.iter().zip(&self.ends_us);
+            for (_, end) in noted.filter(|(noted, _)| **noted == span) {
+                end.set(microseconds(took).min(NEVER - 1));
+            }
         }
     }
 
-    /// By span, how long each took; those that follow each other begin where the one before ended.
+    /// A call has begun: to this endpoint, on a connection that served others before or not.
+    pub fn call(&self, upstream: usize, endpoint: usize, is_reused: bool) {
+        self.endpoint.set(Some((upstream as u32, endpoint as u32)));
+        self.is_reused.set(is_reused);
+        self.is_answered.set(false);
+    }
+
+    /// By span, how long each took.
     fn durations_us(&self, opening: Option<Opening>) -> [Option<u32>; Span::COUNT] {
         let mut durations = [None; Span::COUNT];
-        durations[Span::Accept as usize] = opening.map(|opening| microseconds(opening.accept));
-        durations[Span::Tls as usize] = opening.and_then(|opening| opening.tls).map(microseconds);
+        durations[Span::Accept as usize] = opening.map(|opening| opening.accept_us);
+        durations[Span::Tls as usize] = opening.and_then(|opening| opening.tls_us);
         let mut before = 0;
         let total = microseconds(net::now().since(self.started.get()));
-        for span in [Span::Head, Span::Route, Span::Connect, Span::FirstByte] {
-            if let Some(end) = self.ends_us[span as usize].get() {
-                durations[span as usize] = Some(end.saturating_sub(before));
-                before = end;
+        for (span, end) in NOTED.iter().zip(&self.ends_us) {
+            if end.get() != NEVER {
+                durations[*span as usize] = Some(end.get().saturating_sub(before));
+                before = end.get();
             }
         }
-        if self.ends_us[Span::FirstByte as usize].get().is_some() {
+        if durations[Span::FirstByte as usize].is_some() {
             durations[Span::Body as usize] = Some(total.saturating_sub(before));
         }
         durations[Span::Total as usize] = Some(total);
@@ -99,7 +109,8 @@ impl Notes {
     }
 }
 
-fn microseconds(duration: Duration) -> u32 {
+/// Of more than an hour nobody asks how much more.
+pub fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
@@ -149,26 +160,27 @@ impl Logged<'_> {
     /// The route has the last word, where there is one.
     fn is_logged(&self, config: &Config) -> bool {
         let route = self.client.notes.route.get();
-        let of_route = route.and_then(|route| config.routes.get(route)?.is_logged);
+        let of_route = route.and_then(|route| config.routes.get(route as usize)?.is_logged);
         let listener = config.listeners.get(self.listener);
         of_route.unwrap_or_else(|| listener.is_none_or(|listener| listener.is_logged))
     }
 
     fn entry<'e>(&'e self, config: &'e Config) -> Entry<'e> {
         let (client, notes) = (&*self.client, &self.client.notes);
-        let named = |index: Option<usize>| index.and_then(|index| config.routes.get(index));
+        let route = notes.route.get();
+        let route = route.and_then(|route| config.routes.get(route as usize));
         let upstream = notes.endpoint.get().and_then(|(upstream, endpoint)| {
-            let upstream = self.snapshot.upstreams.get(upstream)?;
-            Some((upstream, upstream.endpoints.get(endpoint)?))
+            let upstream = self.snapshot.upstreams.get(upstream as usize)?;
+            Some((upstream, upstream.endpoints.get(endpoint as usize)?))
         });
         let listener = config.listeners.get(self.listener);
         let is_cut_off = notes.reason.get().is_empty() && notes.status.get() == 0;
         Entry {
             listener: listener.map_or("", |listener| &listener.name),
-            route: named(notes.route.get()).map_or("", |route| &route.name),
+            route: route.map_or("", |route| &route.name),
             upstream: upstream.map_or("", |(upstream, _)| &upstream.name),
             endpoint: upstream.map(|(_, endpoint)| endpoint.address),
-            client: notes.client.get(),
+            client: client.request.client(),
             peer: &client.origin.text,
             scheme: client.origin.scheme,
             tls: client

@@ -232,10 +232,8 @@ impl<'e> Exchange<'e> {
         let left = tries.left;
         let begun = caller.begin(self.snapshot, upstream, tries).await;
         notes.end(Span::Connect);
-        notes.is_answered.set(false);
         if let Ok(call) = &begun {
-            notes.endpoint.set(Some((upstream, call.index)));
-            notes.is_reused.set(call.is_reused);
+            notes.call(upstream, call.index, call.is_reused);
         }
         let failed = left.saturating_sub(tries.left);
         notes.retries.update(|retries| retries + failed);

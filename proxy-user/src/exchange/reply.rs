@@ -2,7 +2,7 @@
 
 use super::{Exchange, Next, settle};
 use crate::codec::h1::{Body, HeadError};
-use crate::message::{Delivery, Framing, Method, Reply, RequestHead, encode_reply};
+use crate::message::{Delivery, Form, Framing, Method, Reply, RequestHead, encode_reply};
 use crate::net;
 
 impl Exchange<'_> {
@@ -25,11 +25,7 @@ impl Exchange<'_> {
     /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
     pub(super) async fn refuse(&self, reply: &Reply, request: &RequestHead) -> Next {
         self.reject(reply.reason);
-        let mut bytes = Vec::new();
-        reply.encode(
-            &mut bytes,
-            &self.delivery(request, false, &self.gateway.date()),
-        );
+        let bytes = self.encode(reply, request, false);
         if self.send(reply.status, bytes).await {
             Next::Close
         } else {
@@ -46,11 +42,7 @@ impl Exchange<'_> {
     ) -> Next {
         self.reject(reply.reason);
         let keep_alive = self.may_keep_alive(request, body);
-        let mut bytes = Vec::new();
-        reply.encode(
-            &mut bytes,
-            &self.delivery(request, keep_alive, &self.gateway.date()),
-        );
+        let bytes = self.encode(&reply, request, keep_alive);
         self.finish(reply.status, bytes, body, keep_alive).await
     }
 
@@ -65,14 +57,29 @@ impl Exchange<'_> {
     ) -> Next {
         let keep_alive = self.may_keep_alive(request, body);
         let mut bytes = Vec::new();
-        encode_reply(
+        let sent = encode_reply(
             &mut bytes,
             status,
             fields,
             content,
             &self.delivery(request, keep_alive, &self.gateway.date()),
         );
+        self.notes.sent_bytes.set(sent as u64);
         self.finish(status, bytes, body, keep_alive).await
+    }
+
+    /// A refusal as bytes: in the form that the client likes best, or as the route has it.
+    fn encode(&self, reply: &Reply, request: &RequestHead, keep_alive: bool) -> Vec<u8> {
+        let form = Form::choose(request.fields().values("accept"));
+        let route = self.notes.route.get();
+        let route = route.and_then(|route| self.snapshot.config.routes.get(route as usize));
+        let page = route.and_then(|route| route.errors.find(reply.status));
+        let mut bytes = Vec::new();
+        let date = self.gateway.date();
+        let delivery = self.delivery(request, keep_alive, &date);
+        let sent = reply.encode(&mut bytes, &delivery, form, page);
+        self.notes.sent_bytes.set(sent as u64);
+        bytes
     }
 
     fn delivery<'d>(

@@ -168,6 +168,11 @@ impl RequestHead {
         self.id = Span::new(start, arena.len() - start);
     }
 
+    /// Who asked, where a hop has said it: see [`Self::believe`].
+    pub fn client(&self) -> Option<IpAddr> {
+        self.hops.chain.first().copied()
+    }
+
     /// See [`Self::identify`]; empty before it.
     pub fn id(&self) -> &str {
         self.id.text(&self.fields.arena)

@@ -1,7 +1,7 @@
 //! Routes against a model that tries them all.
 
 use super::*;
-use crate::config::{Action, Datapath, DatapathMode, Listener, ListenerMode, Origin};
+use crate::config::{Action, Datapath, DatapathMode, ErrorPages, Listener, ListenerMode, Origin};
 
 fn config(listeners: usize, routes: Vec<Route>) -> Config {
     let listener = |index| Listener {
@@ -55,6 +55,7 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
         }
     };
     Route {
+        errors: ErrorPages::default(),
         is_logged: None,
         name: String::new(),
         listener,

@@ -1,5 +1,6 @@
 //! Whole workers on real sockets: raw clients on one side, scripted origins on the other.
 
+mod answer;
 mod client;
 mod deadline;
 mod early;
@@ -7,6 +8,7 @@ mod exchange;
 mod hop;
 mod life;
 mod limit;
+mod log;
 mod origin;
 mod origin_fault;
 mod sluice;
