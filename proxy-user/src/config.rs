@@ -11,6 +11,7 @@ pub mod diagnostic;
 mod error_page;
 mod field;
 mod forwarding;
+mod hops;
 mod listener;
 mod load;
 mod log;
@@ -36,7 +37,10 @@ use sha2::{Digest, Sha256};
 
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
+pub use error_page::ErrorPages;
+pub use hops::{Network, Trusted};
 pub use load::{Loaded, load, load_checked};
+pub use log::{AccessLog, LogField, LogTarget};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 
 pub use crate::message::{Claim, Page};
@@ -67,63 +71,6 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// `[tunables]`, not yet applied: key, value as written, place.
     pub tunables: Vec<(String, String, Origin)>,
-}
-
-/// `log.access`: a line for each exchange.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AccessLog {
-    pub to: LogTarget,
-    /// What a line says, in this order.
-    pub fields: Vec<LogField>,
-    /// One of so many exchanges that went well; `None` = as `log.sample` says.
-    pub sample: Option<u32>,
-    pub at: Origin,
-}
-
-/// Where lines go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogTarget {
-    Stdout,
-    File(PathBuf),
-}
-
-/// What a line of the access log may say; see docs/logging.md.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogField {
-    Time,
-    Id,
-    Listener,
-    Route,
-    Upstream,
-    Endpoint,
-    Client,
-    Peer,
-    Consumer,
-    Method,
-    Scheme,
-    Host,
-    Path,
-    Query,
-    Protocol,
-    Tls,
-    Status,
-    Reason,
-    ReceivedBytes,
-    SentBytes,
-    Retries,
-    Reused,
-    AcceptUs,
-    TlsUs,
-    HeadUs,
-    RouteUs,
-    ConnectUs,
-    FirstByteUs,
-    BodyUs,
-    TotalUs,
-    /// A field of the request, by its name in lower case.
-    Request(String),
-    /// A field of the response.
-    Response(String),
 }
 
 /// Where and how the kernel half attaches.
@@ -207,37 +154,6 @@ pub struct Listener {
     /// Its exchanges stand in the access log, unless their route says otherwise.
     pub is_logged: bool,
     pub at: Origin,
-}
-
-/// Hops before a listener that say who asked them, and are believed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trusted {
-    pub networks: Vec<Network>,
-    pub claim: Claim,
-}
-
-impl Trusted {
-    /// Whether an address is one of theirs.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        self.networks.iter().any(|network| network.contains(ip))
-    }
-}
-
-/// Addresses with the same first bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    pub first: IpAddr,
-    pub prefix_bits: u8,
-}
-
-impl Network {
-    /// Whether an address is one of its.
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        let bits = if self.first.is_ipv4() { 32 } else { 128 };
-        let shift = u32::from(bits - self.prefix_bits);
-        let prefix = |ip| number(ip).checked_shr(shift).unwrap_or(0);
-        ip.is_ipv4() == self.first.is_ipv4() && prefix(ip) == prefix(self.first)
-    }
 }
 
 /// Transport protocol of a listener.
@@ -375,26 +291,6 @@ pub struct Route {
     /// Its exchanges stand in the access log; `None` = as the listener says.
     pub is_logged: Option<bool>,
     pub at: Origin,
-}
-
-/// `errors`: pages by status, and by class of statuses.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ErrorPages {
-    pub by_status: Vec<(u16, Page)>,
-    /// 4 and 5.
-    pub by_class: Vec<(u16, Page)>,
-}
-
-impl ErrorPages {
-    /// The page for a status: its own, or that of its class.
-    pub fn find(&self, status: u16) -> Option<&Page> {
-        let by_status = self.by_status.iter().find(|(named, _)| *named == status);
-        let by_class = || {
-            let mut classes = self.by_class.iter();
-            classes.find(|(named, _)| *named == status / 100)
-        };
-        by_status.or_else(by_class).map(|(_, page)| page)
-    }
 }
 
 /// `match.host`; lower case, without port.

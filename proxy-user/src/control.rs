@@ -32,7 +32,6 @@ use crate::file::Carrier;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::{net, report, worker};
-use access_log::AccessLog;
 use channel::Patience;
 use message::{Apply, Start, ToDaemon};
 use request::Request;
@@ -130,8 +129,6 @@ fn assemble(
     };
     let registry = Arc::new(Registry::new(start.cpus.len()));
     let (queue, reports) = report::Queue::new().context("make the queue of reports")?;
-    let (to_log, lines) = crate::access_log::Queue::new().context("make the queue of the log")?;
-    let access_log = AccessLog::start(lines, Carrier::Uring, Arc::clone(&registry))?;
     let control = Control::new(
         Arc::new(channel),
         start,
@@ -139,7 +136,6 @@ fn assemble(
         cells,
         Arc::<Denied>::default(),
         queue,
-        (to_log, access_log),
         datapath,
     )?;
     Ok((control, admin, reports))
@@ -154,6 +150,7 @@ async fn serve(
 ) -> Result<ExitCode> {
     let (answers, mut probed) = mpsc::channel(QUEUE);
     control.start_probes(answers);
+    control.start_access_log(Carrier::Uring)?;
     control.apply(*first, sockets)?;
     let mut keeper = listen_to_keeper(control.channel())?;
     // SAFETY: `Reports` holds a share of its eventfd, which stays the same and open as long as it lives.

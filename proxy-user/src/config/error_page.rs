@@ -2,11 +2,31 @@
 
 use std::path::PathBuf;
 
+use super::Page;
 use super::context::Context;
 use super::field::check_field_value;
 use super::table::{Section, Value};
-use super::{ErrorPages, Page};
 use crate::tunable::unit::shown;
+
+/// `errors`: pages by status, and by class of statuses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPages {
+    pub by_status: Vec<(u16, Page)>,
+    /// 4 and 5.
+    pub by_class: Vec<(u16, Page)>,
+}
+
+impl ErrorPages {
+    /// The page for a status: its own, or that of its class.
+    pub fn find(&self, status: u16) -> Option<&Page> {
+        let by_status = self.by_status.iter().find(|(named, _)| *named == status);
+        let by_class = || {
+            let mut classes = self.by_class.iter();
+            classes.find(|(named, _)| *named == status / 100)
+        };
+        by_status.or_else(by_class).map(|(_, page)| page)
+    }
+}
 
 /// What the end of a file's name says of its type.
 const TYPES: [(&str, &str); 5] = [

@@ -1,20 +1,17 @@
 //! `[[listener]]`: addresses, and whether they are served here or forwarded in the kernel.
 
-use super::address::{parse_listen_address, parse_network};
+use super::address::parse_listen_address;
 use super::certificate::certificates;
 use super::context::Context;
+use super::hops;
 use super::problem::Spot;
 use super::table::{Section, Value};
 use super::{
-    AllDown, Claim, Fragments, ListenAddress, Listener, ListenerMode, ListenerTls, Protocol,
-    Trusted, UdpFlows, Via,
+    AllDown, Fragments, ListenAddress, Listener, ListenerMode, ListenerTls, Protocol, UdpFlows, Via,
 };
 
 /// Most addresses of one listener.
 const ADDRESSES_MAX: usize = 1024;
-
-/// Most networks that one trusts.
-const NETWORKS_MAX: usize = 256;
 
 /// A listener with the places that later checks point at.
 pub(super) struct ListenerDraft<'s> {
@@ -51,11 +48,11 @@ pub(super) fn listener<'s>(
         None => serving(section, serve, tls, context),
     };
     let trusted = match trusted {
-        Some(value) => self::trusted(&value).map(Some),
+        Some(value) => hops::trusted(&value).map(Some),
         None => Some(None),
     };
     let via = match via {
-        Some(value) => value.parsed(parse_pseudonym).map(Some),
+        Some(value) => value.parsed(hops::parse_pseudonym).map(Some),
         None => Some(None),
     };
     let is_logged = log.map_or(Some(true), |value| value.switch());
@@ -191,56 +188,6 @@ fn listener_tls(value: &Value<'_>, context: &Context<'_>) -> Option<ListenerTls>
     Some(ListenerTls {
         certificates: certificates?,
     })
-}
-
-/// `["10.0.0.0/8"]`, or `{ networks = ["10.0.0.0/8"], field = "forwarded" }`.
-fn trusted(value: &Value<'_>) -> Option<Trusted> {
-    if !value.is_table() {
-        return Some(Trusted {
-            networks: networks(value)?,
-            claim: Claim::XForwardedFor,
-        });
-    }
-    let section = value.section()?;
-    let networks = section
-        .need("networks", "networks = [\"10.0.0.0/8\"]")
-        .and_then(|value| networks(&value));
-    let fields = [
-        ("x-forwarded-for", Claim::XForwardedFor),
-        ("forwarded", Claim::Forwarded),
-    ];
-    let claim = section
-        .find("field")
-        .map_or(Some(Claim::XForwardedFor), |value| value.word(&fields, &[]));
-    section.finish();
-    Some(Trusted {
-        networks: networks?,
-        claim: claim?,
-    })
-}
-
-fn networks(value: &Value<'_>) -> Option<Vec<super::Network>> {
-    let items = value.one_or_more()?;
-    if items.is_empty() || items.len() > NETWORKS_MAX {
-        let message = format!("a listener trusts 1 to {NETWORKS_MAX} networks");
-        return value.spot.refuse(message, "", None);
-    }
-    let parsed: Vec<_> = items
-        .iter()
-        .map(|item| item.parsed(parse_network))
-        .collect();
-    parsed.into_iter().collect()
-}
-
-/// A token, as `Via` has it (RFC 9110 section 7.6.3).
-fn parse_pseudonym(text: &str) -> Result<String, String> {
-    match super::field::parse_field_name(text) {
-        Ok(_) if text.len() <= 64 => Ok(text.to_owned()),
-        _ => Err(format!(
-            "`{}` is no name for `Via`: up to 64 letters, digits and `-`, like edge-1",
-            crate::tunable::unit::shown(text)
-        )),
-    }
 }
 
 /// HTTP is served over TCP; the kernel half forwards only for addresses that it can look up.

@@ -2,11 +2,68 @@
 
 use std::path::PathBuf;
 
+use super::Origin;
 use super::context::Context;
 use super::field::parse_field_name;
 use super::table::{Section, Value};
-use super::{AccessLog, LogField, LogTarget};
 use crate::tunable::unit::{nearest, shown};
+
+/// `log.access`: a line for each exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AccessLog {
+    pub to: LogTarget,
+    /// What a line says, in this order.
+    pub fields: Vec<LogField>,
+    /// One of so many exchanges that went well; `None` = as `log.sample` says.
+    pub sample: Option<u32>,
+    pub at: Origin,
+}
+
+/// Where lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    Stdout,
+    File(PathBuf),
+}
+
+/// What a line of the access log may say; see docs/logging.md.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogField {
+    Time,
+    Id,
+    Listener,
+    Route,
+    Upstream,
+    Endpoint,
+    Client,
+    Peer,
+    Consumer,
+    Method,
+    Scheme,
+    Host,
+    Path,
+    Query,
+    Protocol,
+    Tls,
+    Status,
+    Reason,
+    ReceivedBytes,
+    SentBytes,
+    Retries,
+    Reused,
+    AcceptUs,
+    TlsUs,
+    HeadUs,
+    RouteUs,
+    ConnectUs,
+    FirstByteUs,
+    BodyUs,
+    TotalUs,
+    /// A field of the request, by its name in lower case.
+    Request(String),
+    /// A field of the response.
+    Response(String),
+}
 
 /// Most fields of a line.
 const FIELDS_MAX: usize = 64;

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::access_log::Lines;
+use crate::access_log::{Lines, Queue};
 use crate::file::{Appender, Carrier};
 use crate::metric::Registry;
 use crate::report::queue::Receiver;
@@ -22,6 +22,7 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The task that writes.
 pub struct AccessLog {
+    queue: Queue,
     said: mpsc::UnboundedSender<Said>,
     task: JoinHandle<()>,
 }
@@ -39,11 +40,8 @@ impl AccessLog {
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn start(
-        lines: Receiver<Lines>,
-        carrier: Carrier,
-        registry: Arc<Registry>,
-    ) -> Result<Self> {
+    pub fn start(carrier: Carrier, registry: Arc<Registry>) -> Result<Self> {
+        let (queue, lines) = Queue::new().context("make the queue of the access log")?;
         // SAFETY: `Receiver` holds a share of its eventfd, which stays the same and open as long as it lives.
         let lines = unsafe { AsyncFd::register_with_interest(lines, Interest::READABLE) }
             .map_err(std::io::Error::from)
@@ -57,9 +55,15 @@ impl AccessLog {
             is_torn: false,
         };
         Ok(Self {
+            queue,
             said,
             task: tokio::task::spawn_local(writer.run(lines, orders)),
         })
+    }
+
+    /// Where workers hand lines over.
+    pub fn queue(&self) -> Queue {
+        self.queue.clone()
     }
 
     /// Lets lines go to this file from now on.
@@ -134,6 +138,7 @@ impl Writer {
     async fn write(&mut self, mut gathered: Lines) {
         let Some(file) = &self.file else { return };
         let mut bytes = std::mem::take(&mut gathered.bytes);
+        let mended = usize::from(self.is_torn);
         if self.is_torn {
             bytes.insert(0, b'\n');
         }
@@ -154,7 +159,7 @@ impl Writer {
         }
         match failed {
             Some(error) => {
-                let rest = bytes.get(at..).unwrap_or_default();
+                let rest = bytes.get(at.max(mended)..).unwrap_or_default();
                 let lost = memchr::memchr_iter(b'\n', rest).count() as u64;
                 self.registry.control.log_failed.fetch_add(lost, Relaxed);
                 if !std::mem::replace(&mut self.is_failing, true) {

@@ -23,12 +23,13 @@ use super::probes::{Answer as Probed, Probes};
 use super::{WorkerThread, channel, net_settings};
 use crate::config::{Config, Diagnostic, ListenerMode, Loaded};
 use crate::datapath::{Interface, Writer};
+use crate::file::Carrier;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::report::{self};
 use crate::snapshot::Snapshot;
 use crate::tunable::{Origin, Tunables};
-use crate::{access_log, net, tls, worker};
+use crate::{net, tls, worker};
 
 /// How long workers may take to close everything when told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,7 +43,6 @@ pub struct Control {
     cells: Arc<Cells>,
     denied: Arc<Denied>,
     reports: report::Queue,
-    to_log: access_log::Queue,
     access_log: Option<AccessLog>,
     datapath: Option<Writer>,
     bans: Bans,
@@ -70,7 +70,6 @@ impl Control {
         cells: Arc<Cells>,
         denied: Arc<Denied>,
         reports: report::Queue,
-        (to_log, access_log): (access_log::Queue, AccessLog),
         datapath: Option<Writer>,
     ) -> Result<Self> {
         registry
@@ -89,8 +88,7 @@ impl Control {
             cells,
             denied,
             reports,
-            to_log,
-            access_log: Some(access_log),
+            access_log: None,
             datapath,
             offences: Offences::default(),
             workers: Vec::new(),
@@ -233,6 +231,7 @@ impl Control {
     }
 
     fn start_worker(&self, index: usize, tunables: &Tunables) -> Result<WorkerThread> {
+        let access_log = self.access_log.as_ref().context("the log ends")?;
         let (commands, receiver) = sync_mpsc::channel();
         let doorbell = net::Doorbell::new().context("make a doorbell")?;
         let metrics = self.registry.worker(index);
@@ -244,7 +243,7 @@ impl Control {
                 commands: receiver,
                 doorbell: doorbell.clone(),
                 reports: self.reports.sender(Arc::clone(&metrics)),
-                access_log: self.to_log.clone(),
+                access_log: access_log.queue(),
                 cells: Arc::clone(&self.cells),
                 denied: Arc::clone(&self.denied),
                 metrics,
@@ -276,6 +275,15 @@ impl Control {
             datapath.follow(&interfaces);
         }
         self.start.interfaces = interfaces;
+    }
+
+    /// Makes ready what workers log by; `carrier` is what this thread writes by.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn start_access_log(&mut self, carrier: Carrier) -> Result<()> {
+        self.access_log = Some(AccessLog::start(carrier, Arc::clone(&self.registry))?);
+        Ok(())
     }
 
     /// The keeper has opened the access log, again perhaps.

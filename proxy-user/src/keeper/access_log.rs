@@ -28,7 +28,7 @@ pub fn open(config: &Config) -> Result<Option<OwnedFd>, Vec<Diagnostic>> {
             .map_err(|error| {
                 Diagnostic::error(format!("the standard output cannot be written to: {error}"))
             }),
-        LogTarget::File(path) => open_file(path),
+        LogTarget::File(path) => open_file(path).map_err(|fault| *fault),
     };
     match opened {
         Ok(file) => Ok(Some(file)),
@@ -47,9 +47,14 @@ pub fn fault(config: &Config) -> Option<Diagnostic> {
         .map(|fault| fault.at(&access_log.at))
 }
 
-fn open_file(path: &Path) -> Result<OwnedFd, Diagnostic> {
+fn open_file(path: &Path) -> Result<OwnedFd, Box<Diagnostic>> {
     check_folder(path)?;
-    let cannot = |why: String| Diagnostic::error(format!("cannot write {}: {why}", path.display()));
+    let cannot = |why: String| {
+        Box::new(Diagnostic::error(format!(
+            "cannot write {}: {why}",
+            path.display()
+        )))
+    };
     // Not blocked by a pipe that nobody reads, which is refused just below.
     let file = File::options()
         .append(true)
@@ -69,7 +74,7 @@ fn open_file(path: &Path) -> Result<OwnedFd, Diagnostic> {
 }
 
 /// In a folder that others may write to, they could put anything of ours in the file's place, and let us write into it.
-fn check_folder(path: &Path) -> Result<(), Diagnostic> {
+fn check_folder(path: &Path) -> Result<(), Box<Diagnostic>> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let found = fs::metadata(folder).map_err(|error| {
         let fault = Diagnostic::error(format!("cannot look at {}: {error}", folder.display()));
@@ -91,7 +96,7 @@ fn check_folder(path: &Path) -> Result<(), Diagnostic> {
         "give it a folder of its own: chown {own} {0} && chmod go-w {0}",
         folder.display()
     );
-    Err(Diagnostic::error(message).help(help))
+    Err(Diagnostic::error(message).help(help).into())
 }
 
 #[cfg(test)]
