@@ -286,6 +286,8 @@ pub struct Route {
     pub exchange_timeout: Option<Duration>,
     /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
     pub retries: Option<u32>,
+    /// Trailers that pass, either way, lower case; all others are dropped.
+    pub trailers: Vec<String>,
     /// What clients get in place of our own answers to what was refused.
     pub errors: ErrorPages,
     /// Its exchanges stand in the access log; `None` = as the listener says.

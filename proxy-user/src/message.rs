@@ -23,7 +23,7 @@ use std::ops::Range;
 pub use accept::Form;
 pub(crate) use authority::push_decimal;
 pub use encode::Answer;
-pub use fields::{Fields, is_field_name, is_field_value};
+pub use fields::{Fields, is_field_name, is_field_value, push_trailers};
 pub use forwarding::{Claim, Forward, Told};
 pub use reply::{CONTINUE, Delivery, Page, Reply, encode_reply, reason_phrase};
 pub use request::{Method, RequestHead};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::action::action;
 use super::context::Context;
 use super::error_page::error_pages;
+use super::field::parse_field_name;
 use super::listener::ListenerDraft;
 use super::names::parse_name;
 use super::pattern::{parse_host, parse_path};
@@ -17,6 +18,26 @@ const EXCHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Most retries, and most policies of one route.
 const RETRIES_MAX: u32 = 10;
 const POLICIES_MAX: usize = 64;
+/// Most names of trailers; more lines than twice as many are no trailers that anybody meant.
+const TRAILERS_MAX: usize = 12;
+const NO_TRAILERS: [&str; 16] = [
+    "host",
+    "authorization",
+    "proxy-authorization",
+    "www-authenticate",
+    "proxy-authenticate",
+    "cookie",
+    "set-cookie",
+    "cache-control",
+    "expect",
+    "range",
+    "location",
+    "vary",
+    "age",
+    "forwarded",
+    "via",
+    "x-request-id",
+];
 
 /// A route with the places that later checks point at.
 pub(super) struct RouteDraft<'s> {
@@ -51,6 +72,9 @@ pub(super) fn route<'s>(
     let retries = section
         .find("retry")
         .map_or(Some(None), |value| retries(&value));
+    let trailers = section
+        .find("trailers")
+        .map_or(Some(Vec::new()), |value| trailers(&value));
     let errors = section
         .find("errors")
         .map_or(Some(ErrorPages::default()), |value| {
@@ -81,6 +105,7 @@ pub(super) fn route<'s>(
         action,
         exchange_timeout: timeout?,
         retries: retries?,
+        trailers: trailers?,
         errors: errors?,
         is_logged: is_logged?,
         at: section.spot.origin(),
@@ -177,6 +202,33 @@ fn policies<'s>(value: &Value<'s>, context: &Context<'s>) -> Option<Vec<(usize, 
         policies.push((index, item.spot));
     }
     is_good.then_some(policies)
+}
+
+/// Names of trailers. Nothing that frames, routes, authenticates or describes the body: who reads such a field behind the
+/// body has acted without it already (RFC 9110 section 6.5.1).
+fn trailers(value: &Value<'_>) -> Option<Vec<String>> {
+    let is_early = |name: &str| {
+        name.starts_with("content-")
+            || name.starts_with("x-forwarded-")
+            || NO_TRAILERS.contains(&name)
+    };
+    let items = value.one_or_more()?;
+    if items.len() > TRAILERS_MAX {
+        let message = format!("a route lists at most {TRAILERS_MAX} trailers");
+        return value.spot.refuse(message, "", None);
+    }
+    let names = items.iter().map(|item| {
+        item.parsed(|text| {
+            let name = parse_field_name(text)?;
+            if is_early(&name) {
+                return Err(format!(
+                    "`{name}` cannot be a trailer: it has to be known before the body"
+                ));
+            }
+            Ok(name)
+        })
+    });
+    names.collect::<Vec<_>>().into_iter().collect()
 }
 
 fn timeout(value: &Value<'_>) -> Option<Option<Duration>> {

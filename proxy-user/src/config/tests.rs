@@ -151,6 +151,7 @@ fn the_full_example_loads_as_it_is_meant() {
             },
         ]
     );
+    assert_eq!(orders.trailers, ["grpc-status", "grpc-message"]);
     let plain = &config.listeners[2];
     let trusted = plain.trusted.as_ref().expect("hops");
     let trusts = ["10.9.8.7", "11.0.0.1", "2001:db8:c::1", "2001:db8:c::2"]

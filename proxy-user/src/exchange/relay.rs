@@ -156,11 +156,12 @@ async fn attempt(
     body: &mut Body<'_>,
 ) -> Result<Kept, Failure> {
     let (snapshot, limits) = (exchange.snapshot, &exchange.snapshot.response_limits);
-    let head = encode_request(exchange, call, request);
+    let head = encode_request(exchange, route, call, request);
     let (mut reader, origin) = call.connection.wire.split();
     let encoder = BodyEncoder::new(request.framing());
     let mut upload = Transfer::new(head, body, encoder, origin, upload_pace(exchange))
-        .counted(&exchange.notes.received_bytes);
+        .counted(&exchange.notes.received_bytes)
+        .with_trailers(&route.trailers);
     let timeout = snapshot.tunables.upstream.head_timeout;
     response.restart();
     for interims in 0.. {
@@ -199,7 +200,8 @@ async fn attempt(
         exchange.out,
         download_pace(exchange),
     )
-    .counted(&exchange.notes.sent_bytes);
+    .counted(&exchange.notes.sent_bytes)
+    .with_trailers(&route.trailers);
     // Whoever sends nonsense right behind a head is found out before the head has gone on.
     download.look().map_err(Failure::Response)?;
     exchange.notes.status.set(response.status());
@@ -241,7 +243,12 @@ impl<'e> Exchange<'e> {
     }
 }
 
-fn encode_request(exchange: &Exchange<'_>, call: &Call<'_>, request: &RequestHead) -> Vec<u8> {
+fn encode_request(
+    exchange: &Exchange<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    request: &RequestHead,
+) -> Vec<u8> {
     let fallback = if request.authority().is_empty() {
         call.endpoint.address.to_string()
     } else {
@@ -258,6 +265,7 @@ fn encode_request(exchange: &Exchange<'_>, call: &Call<'_>, request: &RequestHea
             ForwardedFields::Both => Told::Both,
         },
         via: exchange.listener.via.as_deref(),
+        passes_trailers: !route.trailers.is_empty(),
         fallback_authority: &fallback,
     };
     request.encode(&mut head, &forward);

@@ -261,6 +261,23 @@ fn parse_lines<'s, 'b>(
     }
 }
 
+/// Appends those of a trailer section's lines that have one of these names (lower case) and a good value. One that has
+/// more lines than a head may have is dropped whole.
+pub fn push_trailers(out: &mut Vec<u8>, section: &[u8], names: &[String]) {
+    let mut slots = [httparse::EMPTY_HEADER; 24];
+    let Ok(headers) = parse_lines(section, &mut slots) else {
+        return;
+    };
+    for header in headers {
+        let listed = names
+            .iter()
+            .find(|name| header.name.eq_ignore_ascii_case(name));
+        if let Some(name) = listed.filter(|_| is_field_value(header.value)) {
+            super::encode::push_field(out, name, header.value);
+        }
+    }
+}
+
 /// Whether the bytes are a field name, a token (RFC 9110 section 5.6.2).
 pub fn is_field_name(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().copied().all(is_token)

@@ -63,6 +63,8 @@ pub struct Forward<'a> {
     pub told: Told,
     /// What `Via` calls us; `None`: there is none.
     pub via: Option<&'a str>,
+    /// Trailers of the response go on to a client that takes them.
+    pub passes_trailers: bool,
     /// `Host` for HTTP/1.0 clients that named none: usually the endpoint's address.
     pub fallback_authority: &'a str,
 }
@@ -236,6 +238,10 @@ impl RequestHead {
         }
         if !self.id().is_empty() && is_free("x-request-id") {
             push_field(out, "x-request-id", self.id().as_bytes());
+        }
+        if forward.passes_trailers && self.takes_trailers {
+            // Of this connection, as all that `Connection` lists (RFC 9110 section 10.1.4).
+            out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
         }
         if let Some(pseudonym) = forward.via {
             let version: &[u8] = if self.is_http10() { b"1.0 " } else { b"1.1 " };

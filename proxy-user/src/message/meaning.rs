@@ -19,6 +19,7 @@ pub(super) struct Meaning<'b> {
     pub keeps_alive: bool,
     pub expects_continue: bool,
     pub wants_upgrade: bool,
+    pub takes_trailers: bool,
     pub has_date: bool,
     /// `Connection` options seen.
     options: u32,
@@ -58,6 +59,10 @@ impl<'b> Meaning<'b> {
             }
             Known::Expect => return Err(Reject::with(417, "expect")),
             Known::Upgrade => self.wants_upgrade = true,
+            Known::Te => {
+                self.takes_trailers |=
+                    options(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+            }
             Known::Host | Known::Hop | Known::Claim => {}
         }
         Ok(false)
@@ -137,6 +142,7 @@ pub(super) enum Known {
     Connection,
     Expect,
     Upgrade,
+    Te,
     Date,
     /// Others that concern one hop only.
     Hop,
@@ -156,8 +162,8 @@ impl Known {
             b"connection" => Self::Connection,
             b"content-length" => Self::ContentLength,
             b"transfer-encoding" => Self::TransferEncoding,
-            b"te"
-            | b"trailer"
+            b"te" => Self::Te,
+            b"trailer"
             | b"keep-alive"
             | b"proxy-connection"
             | b"proxy-authenticate"

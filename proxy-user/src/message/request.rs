@@ -24,6 +24,7 @@ pub struct RequestHead {
     keep_alive: bool,
     expects_continue: bool,
     wants_upgrade: bool,
+    pub(super) takes_trailers: bool,
     is_http10: bool,
 }
 
@@ -115,6 +116,7 @@ impl RequestHead {
         self.keep_alive = !meaning.closes && (!self.is_http10 || meaning.keeps_alive);
         self.expects_continue = meaning.expects_continue && !self.is_http10;
         self.wants_upgrade = meaning.wants_upgrade;
+        self.takes_trailers = meaning.takes_trailers;
         Ok(())
     }
 

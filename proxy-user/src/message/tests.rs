@@ -121,5 +121,6 @@ const FORWARD: Forward<'_> = Forward {
     port: 443,
     told: Told::XForwarded,
     via: None,
+    passes_trailers: false,
     fallback_authority: "192.0.2.9:80",
 };

@@ -74,6 +74,7 @@ mod tests {
                 port: 80,
                 told: Told::XForwarded,
                 via: None,
+                passes_trailers: false,
                 fallback_authority: "",
             },
         );

@@ -55,6 +55,7 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
         }
     };
     Route {
+        trailers: Vec::new(),
         errors: ErrorPages::default(),
         is_logged: None,
         name: String::new(),

@@ -14,6 +14,7 @@ mod origin_fault;
 mod sluice;
 mod splice;
 mod tls;
+mod trailer;
 mod upload;
 
 use std::time::{Duration, Instant};

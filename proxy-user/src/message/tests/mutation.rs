@@ -201,6 +201,7 @@ fn forwarded_bytes(head: &RequestHead) -> Vec<u8> {
             port: 80,
             told: Told::XForwarded,
             via: None,
+            passes_trailers: false,
             fallback_authority: "192.0.2.9:80",
         },
     );
