@@ -1,5 +1,6 @@
 //! The command line of the bench.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,6 +66,9 @@ pub struct Arguments {
     /// So often
     #[arg(long, hide = true, default_value_t = 1)]
     pub times: u32,
+    /// Is the peer `floor/relay`
+    #[arg(long, hide = true, num_args = 2, value_names = ["LISTEN", "ORIGIN"])]
+    pub relay: Option<Vec<SocketAddr>>,
 }
 
 impl Arguments {

@@ -25,6 +25,7 @@ use sluice::net::{self, Instant};
 
 use self::client::Expectation;
 pub use self::datagram::datagrams;
+pub use self::origin::listen;
 pub use self::pace::Pace;
 use self::pace::Schedule;
 use self::tally::Tally;

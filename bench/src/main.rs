@@ -16,6 +16,7 @@ mod machine;
 mod metric;
 mod peer;
 mod record;
+mod relay;
 mod report;
 mod rooms;
 mod round;
@@ -53,6 +54,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     if let Some(room) = &arguments.room {
         return rooms::enter(room, arguments.times);
+    }
+    if let Some([listen, origin]) = arguments.relay.as_deref() {
+        return relay::serve(*listen, *origin);
     }
     let peers = peer::choose(&arguments.peers)?;
     let scenarios = scenario::choose(arguments.name.as_deref())?;

@@ -53,6 +53,8 @@ enum Source {
     /// A wheel that holds the program; it goes into a folder of its own in target/.
     PyPi(Wheel),
     Built(Crate),
+    /// The bench itself, joining connections without a look at what they carry.
+    Relay,
     /// Rules of the kernel's own packet filter.
     Nftables,
     /// Nothing at all: Linux routes, with empty XDP programs on its interfaces or without.
@@ -72,6 +74,9 @@ pub enum Layer {
 /// What not every proxy can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
+    Tls,
+    /// Chooses by path.
+    Routes,
     /// API keys, a rate limit, header rules.
     Gateway,
     /// Reads its configuration again while it runs.
@@ -151,13 +156,13 @@ impl Peer {
             // What its build asks for.
             Source::Built(Crate::Registry { .. }) => &["protobuf-compiler"],
             Source::Built(Crate::Ours { .. }) => &["libssl-dev", "pkg-config", "cmake", "g++"],
-            Source::Sluice | Source::Floor { .. } => &[],
+            Source::Sluice | Source::Relay | Source::Floor { .. } => &[],
         }
     }
 
     /// Its version, in one line; an error says why it cannot be measured here.
     pub fn version(&self) -> Result<String> {
-        if matches!(self.source, Source::Floor { .. }) {
+        if matches!(self.source, Source::Relay | Source::Floor { .. }) {
             return Ok("no proxy".into());
         }
         let program = self.program()?;
@@ -210,6 +215,7 @@ impl Peer {
     fn program(&self) -> Result<PathBuf> {
         match self.source {
             Source::Sluice => rig::sluice::built(),
+            Source::Relay => std::env::current_exe().context("find our own program"),
             Source::PyPi(wheel) => wheel.program(),
             Source::Built(this) => this.program(),
             Source::Debian { program, packages } => installed(program, packages),

@@ -98,6 +98,8 @@ impl Case {
         match self.work {
             Work::Datagrams => Some(Feature::Datagrams),
             _ if self.site.gateway => Some(Feature::Gateway),
+            _ if self.site.tls => Some(Feature::Tls),
+            _ if self.site.routes > 0 => Some(Feature::Routes),
             _ => None,
         }
     }

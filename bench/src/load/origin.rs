@@ -54,7 +54,11 @@ pub fn listener(plan: &Plan) -> Result<Listener> {
     Ok(Listener::from_fd(socket.into())?)
 }
 
-fn listen(address: SocketAddr) -> Result<Socket> {
+/// A socket that listens, for a loop to accept from.
+///
+/// # Errors
+/// What socket(2), bind(2) or listen(2) say.
+pub fn listen(address: SocketAddr) -> Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.cloexec(), None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;

@@ -97,6 +97,18 @@ pub const PEERS: &[Peer] = &[
         ..NOBODY
     },
     Peer {
+        name: "floor/relay",
+        source: Source::Relay,
+        arguments: &["--relay", "@LISTEN@", "@ORIGIN@"],
+        lacks: &[
+            (Feature::Gateway, RELAY),
+            (Feature::Tls, RELAY),
+            (Feature::Routes, RELAY),
+            (Feature::Reload, RELAY),
+        ],
+        ..NOBODY
+    },
+    Peer {
         layer: Layer::Packets,
         files: &[("sluice.toml", include_str!("../../peers/l4/sluice.toml"))],
         ..SLUICE
@@ -132,6 +144,9 @@ pub const PEERS: &[Peer] = &[
         ..NOBODY
     },
 ];
+
+/// Why the floor is no row where more than bytes are passed on.
+const RELAY: &str = "it looks at nothing";
 
 /// What most have in common.
 const NOBODY: Peer = Peer {

@@ -29,11 +29,15 @@ use Against::{Floor, Nothing, Own, Peer};
 
 /// The figures of the packet path were set on a machine whose floor was 21 ns: they are multiples of the floor of the same run.
 const GOALS: &[Goal] = &[
-    required("http1-small", "", Peer("haproxy"), 0.75),
-    required("http1-small", "", Peer("nginx"), 0.75),
-    required("http1-small", "", Peer("envoy"), 0.25),
-    wanted("http1-small", "", Peer("haproxy"), 0.65),
-    wanted("http1-small", "", Peer("nginx"), 0.65),
+    required("http1-small", "64-saturated", Peer("haproxy"), 0.75),
+    required("http1-small", "64-saturated", Peer("nginx"), 0.75),
+    required("http1-small", "64-saturated", Peer("envoy"), 0.25),
+    required("http1-small", "512-saturated", Peer("haproxy"), 0.75),
+    required("http1-small", "512-saturated", Peer("nginx"), 0.75),
+    required("http1-small", "512-saturated", Peer("envoy"), 0.25),
+    required("http1-small", "64-at-", Peer("haproxy"), 0.9),
+    wanted("http1-small", "64-saturated", Peer("haproxy"), 0.65),
+    wanted("http1-small", "64-saturated", Peer("nginx"), 0.65),
     required("http1-16k", "", Peer("haproxy"), 0.85),
     required("download", "clear", Peer("haproxy"), 1.0),
     required("idle", "clear", Nothing, 4096.0),
