@@ -150,8 +150,16 @@ impl Log {
         }
     }
 
+    /// Hands over what there is, full or not, unless so many wait that only full ones should: part-filled ones would take the
+    /// room of whole ones behind a file that takes nothing.
+    pub fn flush_early(&self, buffers_max: usize) {
+        if self.queue.waiting.load(Relaxed) < buffers_max.div_ceil(2) {
+            self.flush(buffers_max);
+        }
+    }
+
     /// Hands over what there is.
-    pub fn flush(&self, buffers_max: usize) {
+    fn flush(&self, buffers_max: usize) {
         let mut lines = self.gathered.take();
         if lines.count == 0 {
             return;

@@ -220,7 +220,7 @@ impl Worker {
     fn sweep(&self) {
         let gateway = &self.accepting.gateway;
         let buffers_max = gateway.snapshot().tunables.log.buffers_max;
-        gateway.access_log().flush(buffers_max as usize);
+        gateway.access_log().flush_early(buffers_max as usize);
         let idle_timeout = gateway.snapshot().tunables.upstream.idle_timeout;
         let now_ns = net::now().as_ns();
         let idle_ns = u64::try_from(idle_timeout.as_nanos()).unwrap_or(u64::MAX);

@@ -155,6 +155,23 @@ fn lines_for_which_there_is_no_room_are_counted_and_nobody_waits() -> io::Result
     Ok(())
 }
 
+#[test]
+fn behind_a_file_that_takes_nothing_buffers_are_filled_before_they_wait() -> io::Result<()> {
+    let (queue, lines) = Queue::new()?;
+    let metrics = Arc::new(metric::Worker::default());
+    let log = queue.log(Arc::clone(&metrics));
+    let request = request("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    for _ in 0..10 {
+        log.add(&[LogField::Status], &entry(&request), 1000, 4);
+        log.flush_early(4);
+    }
+    let counts: Vec<u32> = lines.take().iter().map(|lines| lines.count).collect();
+    assert_eq!((counts, metrics.log_dropped.value()), (vec![1, 1], 0));
+    log.flush_early(4);
+    assert_eq!(lines.take()[0].count, 8);
+    Ok(())
+}
+
 /// What a line costs: `cargo test --release -p proxy-user --lib access_log -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]

@@ -201,6 +201,22 @@ pub fn a_full_disk_costs_lines_that_are_counted_and_no_request(stage: &mut Stage
     umount(&folder).context("unmount the small disk")
 }
 
+pub fn the_standard_output_may_be_a_file(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(&format!("[log]\naccess = \"stdout\"\n{PLAIN}"), &[])?;
+    for (round, count) in [("one", 30), ("two", 60)] {
+        ask(stage, paths(round, 30))?;
+        wait::until_true("its lines", PATIENCE, || {
+            let log = sluice.log();
+            let lines = log.lines().filter(|line| line.starts_with('{'));
+            lines
+                .filter(|line| serde_json::from_str::<Value>(line).is_ok())
+                .count()
+                == count
+        })?;
+    }
+    stage.end(sluice)
+}
+
 /// A reader that stands still, then one that is gone.
 pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<()> {
     stage.write(&format!("[log]\naccess = \"stdout\"\n{PLAIN}"))?;

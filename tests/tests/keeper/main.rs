@@ -45,6 +45,7 @@ fn main() -> ExitCode {
             the_log_is_roots_file_and_usr1_opens_it_anew,
             a_log_that_must_not_be_written_refuses_start_and_reload,
             a_full_disk_costs_lines_that_are_counted_and_no_request,
+            the_standard_output_may_be_a_file,
             a_reader_that_takes_nothing_holds_up_nobody,
             an_end_does_not_wait_for_a_reader_that_takes_nothing,
             an_endpoint_whose_link_is_down_gets_no_new_flows_until_it_is_back,

@@ -10,7 +10,7 @@ const LOG: &str = "[log]\naccess = \"stdout\"\n";
 
 impl Sluice {
     /// Lines that were written; waits until there are so many, which is until the worker hands them over.
-    fn log(&self, count: usize) -> Vec<Value> {
+    pub fn log(&self, count: usize) -> Vec<Value> {
         let mut found = Vec::new();
         wait_until("the lines are there", || {
             for lines in self.lines.take() {
