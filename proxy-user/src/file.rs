@@ -60,39 +60,40 @@ impl Appender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Seek, SeekFrom};
 
-    /// Writes two pieces behind what a file has; the second one from its third byte on.
-    async fn append(path: &std::path::Path, carrier: Carrier) -> io::Result<()> {
-        let file = File::options().append(true).open(path)?;
+    /// Writes two pieces; the second one from its third byte on.
+    async fn write(file: File, carrier: Carrier) -> io::Result<()> {
         let appender = Appender::new(file.into(), carrier);
         for (piece, from) in [("one ", 0), ("--two", 2)] {
             let bytes = piece.as_bytes().to_vec();
-            let (written, back) = appender.write(bytes, from).await;
-            assert_eq!(
-                (written?, back),
-                (piece.len() - from, piece.as_bytes().to_vec())
-            );
+            let (written, back) = appender.write(bytes.clone(), from).await;
+            assert_eq!((written?, back), (bytes.len() - from, bytes));
         }
         Ok(())
     }
 
     #[test]
-    fn either_carrier_writes_at_the_end() -> io::Result<()> {
+    fn either_carrier_writes_behind_what_is_there() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("file");
         for carrier in [Carrier::Uring, Carrier::Threads] {
-            std::fs::write(&path, "zero ")?;
-            match carrier {
-                Carrier::Uring => tokio_uring::start(append(&path, carrier))?,
-                Carrier::Threads => tokio::runtime::Builder::new_current_thread()
-                    .build()?
-                    .block_on(append(&path, carrier))?,
+            for is_append in [true, false] {
+                std::fs::write(&path, "zero ")?;
+                let mut file = File::options().write(true).append(is_append).open(&path)?;
+                // As a shell leaves it that redirects by `>`, and has printed something itself.
+                if !is_append {
+                    file.seek(SeekFrom::End(0))?;
+                }
+                match carrier {
+                    Carrier::Uring => tokio_uring::start(write(file, carrier))?,
+                    Carrier::Threads => tokio::runtime::Builder::new_current_thread()
+                        .build()?
+                        .block_on(write(file, carrier))?,
+                }
+                let text = std::fs::read_to_string(&path)?;
+                assert_eq!(text, "zero one two", "{carrier:?} {is_append}");
             }
-            assert_eq!(
-                std::fs::read_to_string(&path)?,
-                "zero one two",
-                "{carrier:?}"
-            );
         }
         Ok(())
     }
