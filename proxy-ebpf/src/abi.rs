@@ -4,15 +4,17 @@
 //! serves both families. Only the listener look-up has a map per family: its key of 8 bytes saves 9 ns per packet.
 
 mod nat;
+mod prefix;
 mod ring;
 
 use bytemuck::{Pod, Zeroable};
 
 pub use nat::{Nat, NatFlow, flow_state};
+pub use prefix::{PortRange, Prefix, PrefixKey};
 pub use ring::{RING_PAGE_SLOTS, RingPage, Slot, StampPage, stamp};
 
 /// Version of everything in this file. A keeper adopts pinned maps of this number and refuses any other.
-pub const ABI: u32 = 4;
+pub const ABI: u32 = 5;
 
 /// Names of maps and programs: the pin below `/sys/fs/bpf/sluice/<instance>/` has the same name.
 pub mod name {
@@ -24,6 +26,8 @@ pub mod name {
     pub const LISTENERS4: &str = "listeners4";
     /// Hash of `ListenerKey6` to `Listener`.
     pub const LISTENERS6: &str = "listeners6";
+    /// LPM trie of `PrefixKey` to `Prefix`: listeners of more addresses and ports than would each get an entry.
+    pub const PREFIXES: &str = "prefixes";
     /// Array of `Upstream`, by upstream id.
     pub const UPSTREAMS: &str = "upstreams";
     /// Array of `RingPage`, mmapable: the Maglev rings, a run of pages each.
@@ -60,6 +64,8 @@ pub mod name {
     pub const LISTENER_TRAFFIC: &str = "listener_traffic";
     /// Per-CPU array of `Traffic`, by endpoint id: packets sent to it.
     pub const ENDPOINT_TRAFFIC: &str = "endpoint_traffic";
+    /// Per-CPU array of `Signs`, by endpoint id: what became of flows that NAT opened to it.
+    pub const ENDPOINT_SIGNS: &str = "endpoint_signs";
     /// Array of u64, mmapable: the rate cells that XDP and workers both spend from (see `bucket`).
     pub const CELLS: &str = "cells";
     /// Hash of `SteerKey` to u32: the first index of a listener's sockets in `SOCKETS`.
@@ -71,11 +77,12 @@ pub mod name {
     /// Program array: index 0 is the program `RARE`.
     pub const PROGRAMS: &str = "programs";
     /// Every map.
-    pub const MAPS: [&str; 27] = [
+    pub const MAPS: [&str; 29] = [
         ABI,
         PORTS,
         LISTENERS4,
         LISTENERS6,
+        PREFIXES,
         UPSTREAMS,
         RINGS,
         STAMPS,
@@ -94,6 +101,7 @@ pub mod name {
         VERDICTS,
         LISTENER_TRAFFIC,
         ENDPOINT_TRAFFIC,
+        ENDPOINT_SIGNS,
         CELLS,
         STEER,
         SOCKETS,
@@ -110,8 +118,10 @@ pub mod name {
 
 /// Sizes of maps. Where a tunable sets one (`datapath.*_max`), this is its default.
 pub mod size {
-    /// Listener addresses (each address, port and protocol counts).
-    pub const LISTENERS: u32 = 4096;
+    /// Listener addresses of each family (each address, port and protocol counts, and each address once more).
+    pub const LISTENERS: u32 = 16_384;
+    /// Prefixes of listeners, a kilobyte or so each once it is there.
+    pub const PREFIXES: u32 = 4096;
     /// Upstreams that the kernel half forwards to; id 0 is never used.
     pub const UPSTREAMS: u32 = 4096;
     /// Endpoints; ids are u16 in a ring slot; id 0 is never used.
@@ -215,8 +225,10 @@ pub struct Ports {
     pub listener: [u64; 1024],
     /// Ports that NAT may allocate.
     pub nat: [u64; 1024],
+    /// Ports of listeners of prefixes. The bit of port 0: there are such listeners.
+    pub prefix: [u64; 1024],
 }
-const _: () = assert!(size_of::<Ports>() == 16_384);
+const _: () = assert!(size_of::<Ports>() == 24_576);
 
 /// Key of an IPv4 listener. Port and protocol 0: an address of ours as such, whatever comes to it.
 #[repr(C, align(8))]
@@ -486,6 +498,20 @@ pub struct Traffic {
     pub bytes: u64,
 }
 const _: () = assert!(size_of::<Traffic>() == 16);
+
+/// What became of the flows that NAT opened to an endpoint. Each is answered or refused at most once, by what comes back
+/// first; one that is neither still waits, or nobody is there. A connection that follows another one from the same
+/// client port counts as a flow of its own.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Signs {
+    pub opened: u64,
+    /// The first packet back was no RST.
+    pub answered: u64,
+    /// It was a RST, or the endpoint's own host said by ICMP that it is not reached there.
+    pub refused: u64,
+}
+const _: () = assert!(size_of::<Signs>() == 24);
 
 /// Address and port that a group of SO_REUSEPORT sockets is bound to: `0.0.0.0` is the v4-mapped one, `[::]`
 /// is all zero, also for the IPv4 connections of a socket that takes both.

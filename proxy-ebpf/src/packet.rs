@@ -299,6 +299,24 @@ impl Packet {
             && self.transport_offset + END <= self.frame_bytes_min as usize
             && matches!((version, first & 0xf0), (1, 0xc0) | (0x6b33_43cf, 0xd0))
     }
+
+    /// Whether this is an error that says that what it quotes did not get there (RFC 792, RFC 4443 section 3.1). That it
+    /// was too long says nothing of the kind.
+    #[inline(always)]
+    pub fn is_unreachable(&self, frame: &Frame) -> bool {
+        const UNREACHABLE: u8 = 3;
+        const TOO_LONG: u8 = 4;
+        const UNREACHABLE_V6: u8 = 1;
+        let Ok(icmp) = frame.header::<2>(self.transport_offset) else {
+            return false;
+        };
+        let (kind, code) = (icmp.byte::<0>(), icmp.byte::<1>());
+        matches!(self.part, Part::Error)
+            && match self.family {
+                Family::V4 => kind == UNREACHABLE && code != TOO_LONG,
+                Family::V6 => kind == UNREACHABLE_V6,
+            }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod ban;
 mod check;
 mod client;
 mod datapath;
+mod endpoint;
 mod log;
 mod reload;
 mod run;
@@ -56,6 +57,8 @@ enum Command {
     Sysctl(sysctl::Sysctl),
     /// Refuse sources, and show who is refused
     Ban(ban::Ban),
+    /// Add, remove, drain and weigh endpoints until the next reload, and show them
+    Endpoint(endpoint::Endpoint),
     /// Read the configuration again; a bad one changes nothing
     Reload,
     /// Load, show or remove the kernel half
@@ -92,6 +95,7 @@ fn perform(arguments: Arguments) -> Result<ExitCode> {
         Command::Status => status::perform(&common),
         Command::Sysctl(sysctl) => sysctl.perform(&common),
         Command::Ban(ban) => ban.perform(&common),
+        Command::Endpoint(endpoint) => endpoint.perform(&common),
         Command::Reload => reload::perform(&common),
         Command::Datapath(datapath) => datapath.perform(&common),
         Command::Daemon => crate::control::run(crate::admin::serve),

@@ -11,6 +11,8 @@ pub mod diagnostic;
 mod error_page;
 mod field;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hops;
 mod listener;
 mod load;
@@ -18,6 +20,7 @@ mod log;
 mod names;
 mod pattern;
 mod policy;
+mod prefix;
 mod problem;
 mod route;
 mod settings;
@@ -35,13 +38,16 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub use address::parse_endpoint_address;
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use error_page::ErrorPages;
 pub use hops::{Network, Trusted};
 pub use load::{Loaded, load, load_checked};
 pub use log::{AccessLog, LogField, LogTarget};
+pub use prefix::{Nearness, prefixes, shares};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::message::{Claim, Page};
 pub use crate::tunable::Origin;
@@ -429,6 +435,13 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+}
+
+impl Endpoint {
+    /// An address with a weight, and all else as it is where nobody says.
+    pub const fn new(address: SocketAddr, weight: u32) -> Self {
+        Self { address, weight }
+    }
 }
 
 /// The question whose answer is an endpoint's health.

@@ -1,9 +1,10 @@
-//! The only code that changes a running daemon: reload, drain, bans, health, tunables. One thread, tokio on tokio-uring.
+//! The only code that changes a running daemon: reload, drain, bans, health, tunables. One thread, tokio on tokio-uring or alone.
 
 mod access_log;
 mod bans;
 pub mod channel;
 pub mod configuration;
+mod endpoints;
 pub mod message;
 mod offences;
 mod probes;
@@ -16,21 +17,23 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::task::LocalSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use bans::{BanStatus, OPERATOR};
+pub use endpoints::{Changes, EndpointAct, EndpointChange, EndpointRequest};
 pub use request::{Handle, SysctlRequest};
 
 use crate::datapath::Writer;
-use crate::file::Carrier;
 use crate::metric::Registry;
-use crate::offload::{Cells, Denied};
+use crate::offload::Cells;
 use crate::{net, report, worker};
 use channel::Patience;
 use message::{Apply, Start, ToDaemon};
@@ -45,6 +48,9 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How often neighbours are looked at and bans swept.
 const SLOW_TICK: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a new neighbour has answered, while there is one.
+const SEEK_PACE: Duration = Duration::from_millis(2);
 
 /// What the daemon's other threads and tasks send to control.
 const QUEUE: usize = 256;
@@ -75,17 +81,38 @@ pub fn run(serve_admin: impl FnOnce(UnixListener, Handle)) -> Result<ExitCode> {
         .take()
         .ok_or_else(|| anyhow!("the keeper did not say how to start"))?;
     let sockets = descriptors.split_off(descriptors.len().saturating_sub(apply.sockets.len()));
-    let mut builder = tokio_uring::builder();
-    builder.entries(256);
-    let mut uring = tokio_uring::uring_builder();
-    uring.setup_coop_taskrun();
-    builder.uring_builder(&uring);
-    builder.start(async move {
+    let choice = net::choose(start.backend).context("net.backend is \"uring\"")?;
+    match &choice.refused {
+        Some(refused) => log::warn!("workers use epoll: {refused}"),
+        None => log::info!("workers use {}", choice.backend.name()),
+    }
+    let backend = choice.backend;
+    on_tokio(backend, async move {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let (control, admin, reports) = assemble(channel, start, descriptors)?;
+        let (control, admin, reports) = assemble(channel, start, choice, descriptors)?;
         serve_admin(admin, Handle::new(requests));
         serve(control, reports, queue, (apply, sockets)).await
     })
+}
+
+/// Runs control on tokio-uring, or on tokio alone where workers use epoll: it cannot start where io_uring is refused.
+fn on_tokio<T>(backend: net::Backend, main: impl Future<Output = Result<T>>) -> Result<T> {
+    match backend {
+        net::Backend::Uring => {
+            let mut builder = tokio_uring::builder();
+            builder.entries(256);
+            let mut uring = tokio_uring::uring_builder();
+            uring.setup_coop_taskrun();
+            builder.uring_builder(&uring).start(main)
+        }
+        net::Backend::Epoll => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start tokio")?;
+            LocalSet::new().block_on(&runtime, main)
+        }
+    }
 }
 
 /// Whether a descriptor is open, and a socket.
@@ -101,6 +128,7 @@ fn is_socket(descriptor: RawFd) -> bool {
 fn assemble(
     channel: UnixStream,
     start: Start,
+    choice: net::Choice,
     descriptors: Vec<OwnedFd>,
 ) -> Result<(Control, UnixListener, report::Reports)> {
     let mut descriptors = descriptors.into_iter();
@@ -132,9 +160,9 @@ fn assemble(
     let control = Control::new(
         Arc::new(channel),
         start,
+        choice,
         registry,
         cells,
-        Arc::<Denied>::default(),
         queue,
         datapath,
     )?;
@@ -150,7 +178,7 @@ async fn serve(
 ) -> Result<ExitCode> {
     let (answers, mut probed) = mpsc::channel(QUEUE);
     control.start_probes(answers);
-    control.start_access_log(Carrier::Uring)?;
+    control.start_access_log()?;
     control.apply(*first, sockets)?;
     let mut keeper = listen_to_keeper(control.channel())?;
     // SAFETY: `Reports` holds a share of its eventfd, which stays the same and open as long as it lives.
@@ -159,6 +187,8 @@ async fn serve(
         .context("wait for reports")?;
     let mut tick = interval(TICK);
     let mut slow = interval(SLOW_TICK);
+    let mut pace = interval(SEEK_PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -173,12 +203,13 @@ async fn serve(
                 // The keeper is gone, and with it whoever would look after us.
                 None => return Ok(ExitCode::FAILURE),
             },
-            Some(request) = requests.recv() => control.answer(request),
+            Some(request) = requests.recv(), if !control.is_applying() => control.answer(request),
             ready = reports.readable() => {
                 ready.context("wait for reports")?.clear_ready();
                 control.learn(reports.get_ref().take());
             }
             Some(answer) = probed.recv() => control.probed(&answer),
+            _ = pace.tick(), if control.is_seeking() => control.seek()?,
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {
                     control.end_log().await;
@@ -214,8 +245,9 @@ fn listen_to_keeper(channel: Arc<UnixStream>) -> Result<mpsc::Receiver<(ToDaemon
 }
 
 /// How a worker's loop is made.
-fn net_settings(tunables: &crate::tunable::Tunables) -> net::Settings {
+fn net_settings(backend: net::Backend, tunables: &crate::tunable::Tunables) -> net::Settings {
     net::Settings {
+        backend,
         entries: tunables.net.uring_entries,
         buffers: u16::try_from(tunables.net.buffers).unwrap_or(32_768),
         buffer_bytes: u32::try_from(tunables.net.buffer_bytes).unwrap_or(16 << 10),
@@ -228,9 +260,19 @@ struct WorkerThread {
     commands: std::sync::mpsc::Sender<worker::Command>,
     doorbell: net::Doorbell,
     thread: std::thread::JoinHandle<()>,
+    /// A `CloseDenied` is on its way.
+    is_closing: Arc<AtomicBool>,
 }
 
 impl WorkerThread {
+    /// Lets it close the connections of those who are banned by now.
+    fn close_denied(&self) {
+        if !self.is_closing.swap(true, AcqRel) {
+            let is_asked = Arc::clone(&self.is_closing);
+            self.tell(worker::Command::CloseDenied { is_asked });
+        }
+    }
+
     fn tell(&self, command: worker::Command) {
         // A worker that is gone is noticed by `look_after_workers`.
         if self.commands.send(command).is_ok() {

@@ -33,8 +33,6 @@ pub struct Client {
     /// Exchanges so far.
     exchanges: u32,
     opening: Opening,
-    /// Of the present exchange.
-    notes: Notes,
 }
 
 /// Where requests come from.
@@ -71,7 +69,6 @@ struct Exchange<'e> {
     /// The client lets its connection live on, and this is not the last exchange that it may have.
     keep_alive: bool,
     drain: &'e Drain,
-    /// See [`Client`].
     notes: &'e Notes,
 }
 
@@ -99,7 +96,6 @@ impl Client {
             response: ResponseHead::default(),
             exchanges: 0,
             opening,
-            notes: Notes::default(),
         }
     }
 
@@ -115,25 +111,19 @@ impl Client {
 /// exchange and nothing else.
 pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
     let snapshot = gateway.snapshot();
-    client.notes.begin(&snapshot);
+    let notes = Notes::new(&snapshot);
     let logged = Logged {
         gateway,
         snapshot: &snapshot,
         client,
         listener,
+        notes: &notes,
     };
-    match net::caught(serve_one(
-        gateway,
-        &snapshot,
-        logged.client,
-        listener,
-        drain,
-    ))
-    .await
-    {
+    let place = (listener, drain);
+    match net::caught(serve_one(gateway, &snapshot, logged.client, &notes, place)).await {
         Ok(next) => next,
         // The message was printed by the panic itself.
-        Err(_) => excuse(gateway, &snapshot, logged.client, listener, drain).await,
+        Err(_) => excuse(gateway, &snapshot, logged.client, &notes, place).await,
     }
 }
 
@@ -142,8 +132,8 @@ async fn serve_one(
     gateway: &Gateway,
     snapshot: &Snapshot,
     client: &mut Client,
-    listener: usize,
-    drain: &Drain,
+    notes: &Notes,
+    (listener, drain): (usize, &Drain),
 ) -> Next {
     let (Some(at), Some(of_listener)) = (
         snapshot.listeners.get(listener),
@@ -169,10 +159,9 @@ async fn serve_one(
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        notes: &client.notes,
+        notes,
     };
 
-    let notes = exchange.notes;
     let deadline = notes.started() + snapshot.tunables.http.head_timeout;
     let limits = &snapshot.request_limits;
     let head = reader
@@ -239,8 +228,8 @@ async fn excuse(
     gateway: &Gateway,
     snapshot: &Snapshot,
     client: &Client,
-    listener: usize,
-    drain: &Drain,
+    notes: &Notes,
+    (listener, drain): (usize, &Drain),
 ) -> Next {
     gateway.metrics().panics.add(1);
     let (Some(at), Some(of_listener)) = (
@@ -249,8 +238,8 @@ async fn excuse(
     ) else {
         return Next::Abort;
     };
-    if client.notes.status.get() > 0 {
-        client.notes.reason.set("panic");
+    if notes.status.get() > 0 {
+        notes.reason.set("panic");
         return Next::Abort;
     }
     let exchange = Exchange {
@@ -264,7 +253,7 @@ async fn excuse(
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        notes: &client.notes,
+        notes,
     };
     exchange
         .refuse(&Reply::new(500, "panic"), &client.request)

@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
@@ -28,7 +29,7 @@ use crate::config::{Bundle, Diagnostic, Disk, Loaded, RecordingReader, diagnosti
 use crate::control::configuration::{self, Flags};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
-use sockets::Sockets;
+use sockets::{RELEASE_MAX, Sockets};
 use state::{Held, Keeper, RateCells};
 
 /// What `sluice run` was asked to do.
@@ -90,7 +91,8 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
     let cpus = cpus(&settings, &loaded.tunables)?;
     // Sockets before the kernel half: what another process has is found out while nothing has changed.
     let backlog = loaded.tunables.net.backlog;
-    let sockets = match Sockets::default().open_missing(&loaded.config, cpus.len(), backlog) {
+    let opened = Sockets::default().open_missing(&loaded.config, cpus.len(), backlog, RELEASE_MAX);
+    let sockets = match opened {
         Ok(sockets) => sockets,
         Err(faults) => {
             tell(&faults, settings.colour);
@@ -129,7 +131,7 @@ pub fn ports_in_use(config: &crate::config::Config, instance: &str) -> Vec<Diagn
         return Vec::new();
     }
     Sockets::default()
-        .open_missing(config, 1, 1)
+        .open_missing(config, 1, 1, Duration::ZERO)
         .err()
         .unwrap_or_default()
 }

@@ -9,6 +9,8 @@ mod authority;
 mod encode;
 mod fields;
 mod forwarding;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod meaning;
 mod reply;
 mod request;

@@ -336,6 +336,10 @@ fn registered<const N: usize, V>(
     made: impl Fn() -> V,
 ) -> Arc<V> {
     let mut series = locked(series);
+    if series.len() >= SERIES_MAX && !series.contains_key(&key) {
+        // Endpoints come and go: what nobody counts any more makes room.
+        series.retain(|_, counted| Arc::strong_count(counted) > 1);
+    }
     let full = series.len() >= SERIES_MAX && !series.contains_key(&key);
     let key = if full {
         std::array::from_fn(|_| "other".to_owned())
@@ -379,9 +383,9 @@ mod tests {
     #[test]
     fn names_beyond_the_limit_share_one() {
         let registry = Registry::new(1);
-        for n in 0..SERIES_MAX {
-            registry.listener(&format!("l{n}"));
-        }
+        let mut counted: Vec<_> = (0..SERIES_MAX)
+            .map(|n| registry.listener(&format!("l{n}")))
+            .collect();
         assert!(Arc::ptr_eq(
             &registry.listener("more"),
             &registry.listener("still more")
@@ -390,6 +394,13 @@ mod tests {
             &registry.listener("l0"),
             &registry.listener("more")
         ));
+        let other = registry.listener("more");
+        counted.truncate(SERIES_MAX - 2);
+        let own = registry.listener("one that finds room");
+        assert!(
+            !Arc::ptr_eq(&own, &other),
+            "nobody counts the last ones any more"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Sockets and buffers: one thread, one uring, one executor. Nothing here leaves its thread.
+//! Sockets and buffers: one thread, one uring (or epoll), one executor. Nothing here leaves its thread.
 //!
 //! A worker calls [`run`]; inside it, tasks accept, connect, receive and send. Each turn of the loop costs one system call, however
 //! many connections have something to say: it hands in what the tasks asked for, waits for the first completion or the next deadline,
@@ -6,6 +6,8 @@
 //!
 //! Bytes are received into buffers that belong to the worker and not to a connection, so an idle connection holds none ([`Chunk`]).
 //! The memory of an operation lives until the kernel's last word on it, whatever becomes of the future that began it.
+//!
+//! Where io_uring is refused, epoll stands in its place ([`Backend`]): a system call for each receive and send, and nothing else differs.
 //!
 //! Why not tokio-uring: a read that is dropped there swallows what arrives later, it knows neither multishot operations nor buffer rings,
 //! and its submissions wait while a task is busy. It serves control and files, where none of this matters.
@@ -15,6 +17,8 @@ mod clock;
 mod combine;
 mod connect;
 mod doorbell;
+mod driver;
+mod epoll;
 mod listener;
 mod operation;
 mod pool;
@@ -42,17 +46,36 @@ pub use self::{
     connect::connect,
     doorbell::{Doorbell, DoorbellReceiver, doorbell},
     listener::Listener,
-    probe::{ProbeError, probe},
+    probe::{Choice, ProbeError, choose},
     runtime::{now, run, spawn, turns, yield_now},
     splice::Splice,
     stream::Stream,
     timer::{Elapsed, sleep_until, timeout},
 };
 
+/// What the kernel is asked through. Both do the same; which one it is nobody above [`Settings`] can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Uring,
+    /// Where io_uring is refused ([`choose`]): about as fast for a few connections, and dearer for many.
+    Epoll,
+}
+
+impl Backend {
+    /// As it is called in tunables, metrics and documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
 /// What a worker's loop is made with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Entries of the submission queue, a power of two; more may be asked for in one turn, at the price of another system call.
+    pub backend: Backend,
+    /// Entries of the uring's submission queue, a power of two; more may be asked for in one turn, at the price of another system call.
     pub entries: u32,
     /// Receive buffers of the worker, a power of two up to 32768.
     pub buffers: u16,
@@ -71,6 +94,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            #[cfg(not(test))]
+            backend: Backend::Uring,
+            #[cfg(test)]
+            backend: tests::backend(),
             entries: 4096,
             buffers: 1024,
             buffer_bytes: 16 << 10,

@@ -11,7 +11,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use nix::time::{ClockId, clock_gettime};
 use proxy_ebpf::bucket::{Table, WAYS};
 
-pub use denied::{Denied, is_same_source};
+pub use denied::Denied;
 pub use proxy_ebpf::bucket::{Rate, Refused};
 
 /// The unit in which a cell counts time.

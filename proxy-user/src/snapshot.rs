@@ -1,15 +1,17 @@
 //! One immutable generation of everything configured, made ready for the way of a request.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::config::{Config, Diagnostic, ListenerMode, ListenerTls, Loaded};
+use crate::config::{self, Config, Diagnostic, ListenerMode, ListenerTls, Loaded};
 use crate::message::{self, EncodedSlash, UnderscoreFields};
 use crate::metric::{self, Registry};
 use crate::policy::Policies;
 use crate::route::Routes;
 use crate::tls::{Acceptor, Certificate, Tickets};
 use crate::tunable::{self, Tunables};
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, Endpoint, Upstream};
 
 /// The application protocols spoken inside TLS, the preferred one first.
 const ALPN: &[&[u8]] = &[b"http/1.1"];
@@ -20,12 +22,12 @@ pub struct Snapshot {
     pub generation: u64,
     pub config: Arc<Config>,
     pub tunables: Arc<Tunables>,
-    /// By index in `config.upstreams`.
-    pub upstreams: Arc<Vec<Upstream>>,
+    /// By index in `config.upstreams`: with the endpoints that they have now, which may be others than those in `config`.
+    pub upstreams: Arc<[Arc<Upstream>]>,
     /// By index in `config.listeners`.
     pub listeners: Arc<Vec<Listener>>,
-    /// By index in `config.upstreams`, then of the endpoint.
-    pub endpoint_metrics: Arc<Vec<Vec<Arc<metric::Endpoint>>>>,
+    /// By index in `upstreams`, then of the endpoint.
+    pub endpoint_metrics: Arc<[EndpointMetrics]>,
     pub routes: Arc<Routes>,
     pub policies: Arc<Policies>,
     /// Of requests.
@@ -33,7 +35,11 @@ pub struct Snapshot {
     /// Of responses.
     pub response_limits: message::Limits,
     tickets: Tickets,
+    workers: usize,
 }
+
+/// The counters of an upstream's endpoints, in their order.
+type EndpointMetrics = Arc<[Arc<metric::Endpoint>]>;
 
 /// What one listener needs at run time.
 #[derive(Clone, Debug)]
@@ -77,16 +83,13 @@ impl Snapshot {
             workers,
             previous.map(|previous| &previous.upstreams[..]),
         );
-        let endpoint_metrics = upstreams.iter().map(|upstream| {
-            let endpoints = upstream.endpoints.iter();
-            let metrics = endpoints
-                .map(|endpoint| registry.endpoint(&upstream.name, &endpoint.address.to_string()));
-            metrics.collect()
-        });
+        let endpoint_metrics = upstreams
+            .iter()
+            .map(|upstream| endpoint_metrics(upstream, registry, None));
         Ok(Self {
             generation,
-            endpoint_metrics: Arc::new(endpoint_metrics.collect()),
-            upstreams: Arc::new(upstreams),
+            endpoint_metrics: endpoint_metrics.collect(),
+            upstreams,
             listeners: Arc::new(listeners),
             routes: Arc::new(Routes::new(&config)),
             policies: Arc::new(Policies::new(&config, seed)),
@@ -95,7 +98,37 @@ impl Snapshot {
             tunables,
             config: Arc::new(config),
             tickets,
+            workers,
         })
+    }
+
+    /// The same with other endpoints of one upstream, and nothing made anew but that upstream. What was learned of an address
+    /// goes on. An index that no upstream has changes nothing.
+    #[must_use]
+    pub fn with_endpoints(
+        &self,
+        upstream: usize,
+        endpoints: Vec<config::Endpoint>,
+        registry: &Registry,
+    ) -> Self {
+        let (Some(before), Some(config)) = (
+            self.upstreams.get(upstream),
+            self.config.upstreams.get(upstream),
+        ) else {
+            return self.clone();
+        };
+        let config = config::Upstream {
+            endpoints,
+            ..config.clone()
+        };
+        let after = Upstream::new(&config, self.workers, Some(before));
+        let counted = (before.as_ref(), &self.endpoint_metrics[upstream]);
+        let metrics = endpoint_metrics(&after, registry, Some(counted));
+        Self {
+            upstreams: replaced(&self.upstreams, upstream, Arc::new(after)),
+            endpoint_metrics: replaced(&self.endpoint_metrics, upstream, metrics),
+            ..self.clone()
+        }
     }
 
     /// The same with other tunables.
@@ -119,6 +152,30 @@ impl Snapshot {
     }
 }
 
+fn replaced<T: Clone>(all: &[T], index: usize, one: T) -> Arc<[T]> {
+    let mut all = all.to_vec();
+    all[index] = one;
+    all.into()
+}
+
+/// Those of addresses that `before` had, too, need not be looked up by name.
+fn endpoint_metrics(
+    upstream: &Upstream,
+    registry: &Registry,
+    before: Option<(&Upstream, &EndpointMetrics)>,
+) -> EndpointMetrics {
+    let before = before.iter().flat_map(|(upstream, metrics)| {
+        let addresses = upstream.endpoints.iter().map(|endpoint| endpoint.address);
+        addresses.zip(metrics.iter())
+    });
+    let known: HashMap<SocketAddr, &Arc<metric::Endpoint>> = before.collect();
+    let of = |endpoint: &Endpoint| match known.get(&endpoint.address) {
+        Some(metrics) => Arc::clone(metrics),
+        None => registry.endpoint(&upstream.name, &endpoint.address.to_string()),
+    };
+    upstream.endpoints.iter().map(of).collect()
+}
+
 fn listeners(
     config: &Config,
     tickets: &Tickets,
@@ -139,11 +196,16 @@ fn listeners(
             faults.append(&mut found);
             None
         });
-        let routes = config.routes.iter();
+        let routes = match &listener.mode {
+            ListenerMode::Serve { .. } => &config.routes[..],
+            // It answers no request, and there may be thousands of it.
+            ListenerMode::Forward { .. } => &[],
+        };
         listeners.push(Listener {
             acceptor,
             metrics: registry.listener(&listener.name),
             routes: routes
+                .iter()
                 .map(|route| registry.route(&listener.name, &route.name))
                 .collect(),
             unrouted: registry.route(&listener.name, ""),
@@ -220,7 +282,9 @@ mod tests {
 
     const TEXT: &str = "[[listener]]\nname = \"web\"\naddress = \"127.0.0.1:80\"\n\
         [[upstream]]\nname = \"app\"\nendpoints = [\"127.0.0.1:81\"]\n\
-        [[route]]\nmatch = { path = \"/*\" }\nupstream = \"app\"\n";
+        [[upstream]]\nname = \"other\"\nendpoints = [\"127.0.0.1:81\"]\n\
+        [[route]]\nmatch = { path = \"/*\" }\nupstream = \"app\"\n\
+        [[route]]\nmatch = { path = \"/other\" }\nupstream = \"other\"\n";
 
     fn build(previous: Option<&Snapshot>, registry: &Registry) -> Snapshot {
         let files = Bundle::of_files([("/etc/sluice/sluice.toml", TEXT)]);
@@ -257,6 +321,36 @@ mod tests {
         assert!(Arc::ptr_eq(&after.policies, &before.policies));
         let metrics = |snapshot: &Snapshot| Arc::clone(&snapshot.listeners[0].metrics);
         assert!(Arc::ptr_eq(&metrics(&after), &metrics(&before)));
+    }
+
+    #[test]
+    fn other_endpoints_of_one_upstream_make_that_one_anew_and_nothing_else() {
+        let registry = Registry::new(1);
+        let before = build(None, &registry);
+        before.upstreams[0].endpoints[0].hold(1000);
+        let mut endpoints = before.config.upstreams[0].endpoints.clone();
+        let mut other = endpoints[0];
+        other.address.set_port(82);
+        endpoints.push(other);
+        let after = before.with_endpoints(0, endpoints, &registry);
+        assert_eq!(after.generation, before.generation);
+        assert_eq!(after.upstreams[0].endpoints.len(), 2);
+        assert!(after.upstreams[0].endpoints[0].is_held(999));
+        assert!(!after.upstreams[0].endpoints[1].is_held(999));
+        assert!(Arc::ptr_eq(
+            &after.endpoint_metrics[0][0],
+            &before.endpoint_metrics[0][0]
+        ));
+        let of_other = registry.endpoint("app", "127.0.0.1:82");
+        assert!(Arc::ptr_eq(&after.endpoint_metrics[0][1], &of_other));
+        assert!(Arc::ptr_eq(&after.routes, &before.routes));
+        assert!(Arc::ptr_eq(&after.config, &before.config));
+        assert!(Arc::ptr_eq(&after.listeners, &before.listeners));
+        assert!(Arc::ptr_eq(&after.upstreams[1], &before.upstreams[1]));
+        assert!(Arc::ptr_eq(
+            &before.with_endpoints(9, Vec::new(), &registry).upstreams,
+            &before.upstreams
+        ));
     }
 
     #[test]

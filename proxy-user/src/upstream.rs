@@ -4,6 +4,10 @@ mod balance;
 mod endpoint;
 mod health;
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use crate::config::{self, Balance, Config};
 use balance::Schedule;
 
@@ -21,29 +25,32 @@ pub struct Upstream {
 
 /// All upstreams of a configuration, in its order, for so many workers. What earlier ones learned of an address under the
 /// same name (health, counters) goes on, however weights and order change.
-pub fn build(config: &Config, workers: usize, previous: Option<&[Upstream]>) -> Vec<Upstream> {
-    let of_name = |name: &str| {
-        previous
-            .unwrap_or_default()
-            .iter()
-            .find(|earlier| earlier.name == name)
-    };
+pub fn build(
+    config: &Config,
+    workers: usize,
+    previous: Option<&[Arc<Upstream>]>,
+) -> Arc<[Arc<Upstream>]> {
+    let earlier = previous.unwrap_or_default().iter();
+    let earlier: HashMap<&str, &Upstream> = earlier
+        .map(|earlier| (earlier.name.as_str(), earlier.as_ref()))
+        .collect();
     config
         .upstreams
         .iter()
-        .map(|upstream| Upstream::new(upstream, workers, of_name(&upstream.name)))
+        .map(|upstream| {
+            let earlier = earlier.get(upstream.name.as_str()).copied();
+            Arc::new(Upstream::new(upstream, workers, earlier))
+        })
         .collect()
 }
 
 impl Upstream {
     pub fn new(config: &config::Upstream, workers: usize, previous: Option<&Self>) -> Self {
+        let earlier = previous.iter().flat_map(|earlier| &earlier.endpoints);
+        let earlier: HashMap<SocketAddr, &Endpoint> =
+            earlier.map(|known| (known.address, known)).collect();
         let endpoints = config.endpoints.iter().map(|endpoint| {
-            let earlier = previous.and_then(|earlier| {
-                earlier
-                    .endpoints
-                    .iter()
-                    .find(|known| known.address == endpoint.address)
-            });
+            let earlier = earlier.get(&endpoint.address).copied();
             let endpoint = Endpoint::new(endpoint, workers, earlier);
             if config.probe.is_none() {
                 // Nobody would ever ask again.

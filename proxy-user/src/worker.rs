@@ -1,11 +1,13 @@
-//! One thread on one CPU with one uring: takes control's commands, and owns everything that its connections share.
+//! One thread on one CPU with one uring or epoll: takes control's commands, and owns everything that its connections share.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::{self, JoinHandle};
 use std::time::{self, Duration};
@@ -38,8 +40,9 @@ pub enum Command {
         /// Addresses that are listened on no more.
         close: Vec<SocketAddr>,
     },
-    /// Close all connections of a source, at once.
-    CloseSource(IpAddr),
+    /// Close all connections of sources that are denied by now, at once. `is_asked` is taken back before: until then there
+    /// need be no second one, so that a flood of bans fills no queue.
+    CloseDenied { is_asked: Arc<AtomicBool> },
     /// Accept nothing more, let exchanges end until the deadline, then end.
     Drain { deadline: time::Instant },
     /// End.
@@ -123,8 +126,9 @@ async fn work(index: usize, shared: Shared) {
                 }) => worker
                     .get_or_insert_with(|| Worker::new(index, &shared, &snapshot))
                     .apply(&snapshot, listeners, &close),
-                Ok(Command::CloseSource(source)) => {
-                    worker.iter().for_each(|worker| worker.close_source(source));
+                Ok(Command::CloseDenied { is_asked }) => {
+                    is_asked.store(false, Release);
+                    worker.iter().for_each(Worker::close_denied);
                 }
                 Ok(Command::Drain { deadline }) => {
                     worker.iter().for_each(Worker::drain);
@@ -178,10 +182,13 @@ impl Worker {
         listeners: Vec<(usize, OwnedFd)>,
         close: &[SocketAddr],
     ) {
+        let before = self.accepting.gateway.snapshot();
         self.accepting.gateway.replace(snapshot);
+        if !Arc::ptr_eq(&before.config, &snapshot.config) {
+            self.find_listeners(snapshot);
+        }
         for listening in &self.listening {
             let address = listening.place.address;
-            listening.place.listener.set(listener_at(snapshot, address));
             if close.contains(&address) {
                 listening.stop();
             }
@@ -200,11 +207,32 @@ impl Worker {
         }
     }
 
-    fn close_source(&self, source: IpAddr) {
+    /// Where each listener stands in another configuration.
+    fn find_listeners(&self, snapshot: &Snapshot) {
+        let listeners = (0..).zip(&snapshot.config.listeners);
+        let serving = listeners
+            .filter(|(_, listener)| matches!(listener.mode, ListenerMode::Serve { .. }))
+            .flat_map(|(index, listener)| {
+                let addresses = listener.addresses.iter();
+                addresses.map(move |address| (address.socket, index))
+            });
+        // Were an address named twice, the first would be meant.
+        let mut places: HashMap<SocketAddr, usize> = HashMap::new();
+        for (address, index) in serving {
+            places.entry(address).or_insert(index);
+        }
+        for listening in &self.listening {
+            let place = &listening.place;
+            place.listener.set(places.get(&place.address).copied());
+        }
+    }
+
+    fn close_denied(&self) {
+        let (denied, now_ns) = (&self.accepting.denied, offload::now_ns());
         let closed = self
             .accepting
             .connections
-            .stop(Stop::Now, |peer, _| offload::is_same_source(peer, source));
+            .stop(Stop::Now, |peer, _| denied.denies(peer, now_ns));
         self.accepting
             .gateway
             .metrics()
@@ -227,14 +255,6 @@ impl Worker {
         let oldest = Instant::from_ns(now_ns.saturating_sub(idle_ns));
         gateway.caller().pool().sweep(oldest);
     }
-}
-
-/// The listener of this address in a configuration.
-fn listener_at(snapshot: &Snapshot, address: SocketAddr) -> Option<usize> {
-    snapshot.config.listeners.iter().position(|listener| {
-        matches!(listener.mode, ListenerMode::Serve { .. })
-            && listener.addresses.iter().any(|one| one.socket == address)
-    })
 }
 
 #[cfg(test)]

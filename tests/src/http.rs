@@ -303,11 +303,25 @@ impl KeepAlive {
 
 /// A GET to a server behind a unix socket.
 pub fn get_unix(socket: &Path, path: &str) -> Result<Response> {
+    ask_unix(socket, &format!("GET {path}"), "")
+}
+
+/// A POST of JSON to a server behind a unix socket.
+pub fn post_unix(socket: &Path, path: &str, body: &str) -> Result<Response> {
+    ask_unix(socket, &format!("POST {path}"), body)
+}
+
+fn ask_unix(socket: &Path, what: &str, body: &str) -> Result<Response> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(client::PATIENCE))?;
     stream.write_all(
-        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
+        format!(
+            "{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .as_bytes(),
     )?;
     let mut bytes = Vec::new();
     stream

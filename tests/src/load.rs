@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crate::client::{self, Tally};
 use crate::http::KeepAlive;
 use crate::namespace::Namespace;
+use crate::scripted::BYSTANDER;
 use crate::wait;
 
 /// No load runs longer than this, whatever its test forgets.
@@ -70,6 +71,27 @@ impl Load {
         let (host, path) = (host.to_owned(), path.to_owned());
         Self::start(namespace, clients, move |_, rounds| {
             request_rounds(to, &host, &path, rounds)
+        })
+    }
+
+    /// `clients` keep-alive HTTP connections to a scripted origin that ask for another path each time, and hear of it.
+    pub fn echoes(namespace: &Namespace, to: SocketAddr, clients: usize) -> Result<Self> {
+        Self::start(namespace, clients, move |number, rounds| {
+            let (mut tally, mut connection) = (Tally::default(), None);
+            while rounds.go_on() {
+                let path = format!("{BYSTANDER}{number}/{}", tally.tried);
+                let result =
+                    request_round(&mut connection, to, "bystander.test", &path, |response| {
+                        ensure!(response.text() == path, "{path} got {response:?}");
+                        Ok((String::new(), response.body.len() as u64))
+                    });
+                if result.is_err() {
+                    connection = None;
+                }
+                rounds.count(&mut tally, result);
+                thread::sleep(Duration::from_millis(2));
+            }
+            tally
         })
     }
 
@@ -217,7 +239,7 @@ fn request_rounds(to: SocketAddr, host: &str, path: &str, rounds: &Rounds) -> Ta
     let mut tally = Tally::default();
     let mut connection: Option<KeepAlive> = None;
     while rounds.go_on() {
-        let result = request_round(&mut connection, to, host, path);
+        let result = request_round(&mut connection, to, host, path, accepted);
         if result.is_err() {
             connection = None;
         }
@@ -231,6 +253,7 @@ fn request_round(
     to: SocketAddr,
     host: &str,
     path: &str,
+    accepted: impl Fn(&crate::http::Response) -> Result<(String, u64)>,
 ) -> Result<(String, u64)> {
     if connection.is_none() {
         *connection = Some(KeepAlive::connect(None, to)?);

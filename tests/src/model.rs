@@ -17,7 +17,7 @@ use proxy_ebpf::verdict::Verdict;
 pub use read::{Part, Read, read};
 pub use state::{Entry, Sizes, State};
 
-use state::listener_of;
+use state::{listener_of, listener_of_prefix};
 
 /// A packet, and where and when it came in.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +152,13 @@ impl Model {
 
     /// A packet of which only the addresses are known goes to Linux, unless it is refused.
     fn judge_by_address(&mut self, packet: &Read, now_ns: u64) -> Verdict {
-        let Some(address) = self.state.listeners.get(&(packet.destination, 0, 0)) else {
+        let exact = self.state.listeners.get(&(packet.destination, 0, 0));
+        // Port 0 among the ports of prefixes: there are some.
+        let of_prefix = || {
+            let is_any = self.state.is_prefix_port(0);
+            is_any.then(|| listener_of_prefix(&self.state, packet.destination, 0, 0))?
+        };
+        let Some(address) = exact.copied().or_else(of_prefix) else {
             return Verdict::NotOurs;
         };
         let drops = address.options & option::FRAGMENTS_DROP != 0;
@@ -182,7 +188,11 @@ impl Model {
         }
         // Port 0 among the ports: somebody has all ports of an address.
         let open = self.state.is_listener_port(0);
-        at(packet.protocol).filter(|_| open).copied()
+        if let Some(listener) = at(packet.protocol).filter(|_| open) {
+            return Some(*listener);
+        }
+        let of_prefix = listener_of_prefix(&self.state, packet.destination, port, packet.protocol);
+        of_prefix.filter(|_| self.state.is_prefix_port(port))
     }
 
     /// A ban counts for listeners only, and until its end.

@@ -20,6 +20,9 @@ use crate::{http, sandbox, wait};
 /// How long a start, a reload or a restart of the daemon may take. On two busy cores a start takes about half a second.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The variable by which a whole test run is made on one back-end of the workers: `uring` or `epoll`.
+const BACKEND: &str = "SLUICE_NET_BACKEND";
+
 /// A running Sluice.
 pub struct Sluice {
     namespace: Namespace,
@@ -36,18 +39,39 @@ impl Sluice {
         Self::start_with(namespace, configuration, &[])
     }
 
-    /// The same with more arguments.
+    /// The same with more arguments, and on the back-end that `SLUICE_NET_BACKEND` names, if it names one.
     pub fn start_with(
         namespace: &Namespace,
         configuration: &Path,
         arguments: &[&str],
     ) -> Result<Self> {
+        let wanted = std::env::var(BACKEND).ok();
+        let sluice = Self::start_as(namespace, configuration, |command| {
+            command.args(arguments);
+            if let Some(wanted) = &wanted {
+                command.arg("--set").arg(format!("net.backend={wanted}"));
+            }
+        })?;
+        if let Some(wanted) = wanted {
+            let status = sluice.status()?;
+            let used = status.pointer("/net/backend").and_then(Value::as_str);
+            ensure!(
+                used == Some(&*wanted),
+                "{BACKEND}={wanted}, and it uses {used:?}"
+            );
+        }
+        Ok(sluice)
+    }
+
+    /// The same with whatever is done to the command before, and nothing else.
+    pub fn start_as(
+        namespace: &Namespace,
+        configuration: &Path,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
         let mut command = command(namespace)?;
-        command
-            .arg("run")
-            .arg("-c")
-            .arg(configuration)
-            .args(arguments);
+        command.arg("run").arg("-c").arg(configuration);
+        prepare(&mut command);
         let keeper = Process::start("sluice", command)?;
         let mut sluice = Self {
             namespace: namespace.clone(),

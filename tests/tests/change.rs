@@ -1,4 +1,4 @@
-//! Endpoints that come and go under thousands of open flows, via `direct` and via `nat`: none is reset, and each stays where it is.
+//! Endpoints that come and go, die and live again under open flows, via `direct` and via `nat`: none is reset, and each stays where it is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -34,6 +34,8 @@ struct Stage {
     field: Field,
     sluice: Sluice,
     path: PathBuf,
+    /// Whether each echo takes new connections.
+    listens: Vec<Arc<AtomicBool>>,
 }
 
 /// A connection to an echo, and who answers it.
@@ -47,28 +49,31 @@ fn main() -> ExitCode {
     harness::main(
         build,
         |stage| stage.sluice.last_words(),
-        tests![endpoints_come_and_go_under_nine_thousand_flows_and_none_is_reset],
+        tests![
+            endpoints_come_and_go_under_nine_thousand_flows_and_none_is_reset,
+            an_endpoint_that_its_probe_finds_dead_takes_no_flow_of_others_along,
+        ],
     )
 }
 
 fn build() -> Result<Stage> {
     let field = Field::build()?;
     lay_ways_back(&field)?;
-    for origin in &field.origins {
-        start_echo(origin)?;
-    }
+    let listens = field.origins.iter().map(start_echo);
+    let listens = listens.collect::<Result<_>>()?;
     let path = sandbox::folder("change")?.join("sluice.toml");
-    fs::write(&path, configuration(&[(1, 1), (2, 1)])).context("write the configuration")?;
+    fs::write(&path, configuration(&[(1, 1), (2, 1)], "")).context("write the configuration")?;
     let sluice = Sluice::start(&field.edge, &path)?;
     Ok(Stage {
         field,
         sluice,
         path,
+        listens,
     })
 }
 
-/// Both listeners over these origins, each with its weight.
-fn configuration(origins: &[(usize, u32)]) -> String {
+/// Both listeners over these origins, each with its weight; `more` is further keys of their upstream.
+fn configuration(origins: &[(usize, u32)], more: &str) -> String {
     let endpoints = origins.iter().map(|(number, weight)| {
         format!("{{ address = \"10.77.{number}.2:{DIRECT_PORT}\", weight = {weight} }}")
     });
@@ -93,6 +98,7 @@ forward = {{ upstream = "echo", via = "nat" }}
 [[upstream]]
 name      = "echo"
 endpoints = [{endpoints}]
+{more}
 
 [tunables]
 "flow.tcp_idle_timeout" = "{}s"
@@ -128,25 +134,41 @@ fn lay_ways_back(field: &Field) -> Result<()> {
 }
 
 /// An echo for thousands of connections in one thread: says who it is, then sends back what comes.
-fn start_echo(origin: &Namespace) -> Result<()> {
-    let listener = origin.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, DIRECT_PORT)))?;
-    listener.set_nonblocking(true)?;
+/// While the answer is false it listens no more, and what is open goes on.
+fn start_echo(origin: &Namespace) -> Result<Arc<AtomicBool>> {
+    let listener = origin.inside(listen)?;
     let label = format!("{}\n", origin.label());
-    origin.thread("echo", move || echo(&listener, &label))?;
-    Ok(())
+    let listens = Arc::new(AtomicBool::new(true));
+    let told = Arc::clone(&listens);
+    origin.thread("echo", move || echo(listener, &label, &told))?;
+    Ok(listens)
 }
 
-fn echo(listener: &TcpListener, label: &str) -> Result<()> {
+fn listen() -> Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, DIRECT_PORT))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn echo(listener: TcpListener, label: &str, listens: &AtomicBool) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    let mut listener = Some(listener);
     let mut streams = HashMap::new();
     let mut events = [EpollEvent::empty(); 256];
     let mut buffer = [0; 4096];
     loop {
-        let count = epoll.wait(&mut events, EpollTimeout::NONE)?;
+        if !listens.load(Relaxed) {
+            listener = None;
+        } else if listener.is_none() {
+            let again = listen()?;
+            epoll.add(&again, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+            listener = Some(again);
+        }
+        let count = epoll.wait(&mut events, EpollTimeout::from(10u8))?;
         for event in &events[..count] {
             if event.data() == 0 {
-                while let Ok((mut stream, _)) = listener.accept() {
+                while let Some(Ok((mut stream, _))) = listener.as_ref().map(TcpListener::accept) {
                     stream.set_nodelay(true)?;
                     stream.write_all(label.as_bytes())?;
                     let number = stream.as_raw_fd() as u64;
@@ -204,6 +226,19 @@ fn round(flows: &mut [Flow]) -> Result<()> {
     Ok(())
 }
 
+fn open_some(stage: &Stage, count: usize) -> Result<Vec<Flow>> {
+    stage.field.client.inside(|| {
+        let mut flows = Vec::new();
+        for port in [DIRECT_PORT, NAT_PORT] {
+            let to = socket(L4_V4, port)?;
+            for _ in 0..count {
+                flows.push(open(to)?);
+            }
+        }
+        Ok(flows)
+    })
+}
+
 /// How many of `count` new flows each endpoint gets.
 fn new_flows(stage: &Stage, port: u16, count: usize) -> Result<BTreeMap<String, u64>> {
     let to = socket(L4_V4, port)?;
@@ -225,16 +260,7 @@ fn endpoints_come_and_go_under_nine_thousand_flows_and_none_is_reset(
     stage: &mut Stage,
 ) -> Result<()> {
     let begun = Instant::now();
-    let mut flows = stage.field.client.inside(|| -> Result<Vec<Flow>> {
-        let mut flows = Vec::new();
-        for port in [DIRECT_PORT, NAT_PORT] {
-            let to = socket(L4_V4, port)?;
-            for _ in 0..FLOWS {
-                flows.push(open(to)?);
-            }
-        }
-        Ok(flows)
-    })?;
+    let mut flows = open_some(stage, FLOWS)?;
     round(&mut flows)?;
     // Added, removed, added again, and drained by weight: each time those that are new go where they should at once.
     let all: &[_] = &[(1, 1), (2, 1), (3, 1)];
@@ -243,7 +269,7 @@ fn endpoints_come_and_go_under_nine_thousand_flows_and_none_is_reset(
         let expected: Vec<_> = weighty
             .map(|(origin, _)| format!("origin{origin}"))
             .collect();
-        fs::write(&stage.path, configuration(origins))?;
+        fs::write(&stage.path, configuration(origins, ""))?;
         stage.sluice.reload()?;
         for port in [DIRECT_PORT, NAT_PORT] {
             let shares = new_flows(stage, port, 60)?;
@@ -288,5 +314,64 @@ fn endpoints_come_and_go_under_nine_thousand_flows_and_none_is_reset(
     ensure!(left == 1.0 && rounds > 100, "{left} slots, {rounds} rounds");
     wait::until_true("the last slot to be clean", IDLE * 4, || {
         slots_shared(stage) == 0.0
+    })
+}
+
+fn an_endpoint_that_its_probe_finds_dead_takes_no_flow_of_others_along(
+    stage: &mut Stage,
+) -> Result<()> {
+    let probe = r#"probe = { tcp = true, interval = "100ms", rise = 2, fall = 2 }"#;
+    let all = configuration(&[(1, 1), (2, 1), (3, 1)], probe);
+    fs::write(&stage.path, all)?;
+    stage.sluice.reload()?;
+    let mut flows = open_some(stage, 300)?;
+    round(&mut flows)?;
+
+    stage.listens[0].store(false, Relaxed);
+    let died = Instant::now();
+    wait_for_belief(stage, false)?;
+    // Two probes, one of which may have begun before; and a threefold margin.
+    let late = died.elapsed();
+    ensure!(
+        late < Duration::from_millis(900),
+        "found dead after {late:?}"
+    );
+    expect_new(stage, &["origin2", "origin3"])?;
+    // By NAT a flow stays where it is as long as its endpoint answers, and this one still does.
+    let (direct, nat) = flows.split_at_mut(300);
+    round(nat)?;
+    let is_other = |flow: &Flow| flow.endpoint != "origin1";
+    direct.sort_by_key(|flow| is_other(flow));
+    let first = direct.partition_point(|flow| !is_other(flow));
+    ensure!((50..200).contains(&first), "{first} of 300 were its own");
+    round(&mut direct[first..])?;
+    let mut between = open_some(stage, 300)?;
+    ensure!(
+        between.iter().all(is_other),
+        "a new flow went to the dead one"
+    );
+
+    stage.listens[0].store(true, Relaxed);
+    wait_for_belief(stage, true)?;
+    expect_new(stage, &["origin1", "origin2", "origin3"])?;
+    round(&mut between).context("flows that began while it was dead")?;
+    let (direct, nat) = flows.split_at_mut(300);
+    round(nat)?;
+    round(&mut direct[first..])
+}
+
+fn expect_new(stage: &Stage, endpoints: &[&str]) -> Result<()> {
+    for port in [DIRECT_PORT, NAT_PORT] {
+        let shares = new_flows(stage, port, 60)?;
+        ensure!(shares.keys().eq(endpoints), "port {port}: {shares:?}");
+    }
+    Ok(())
+}
+
+/// Waits until the first endpoint is believed to live, or not to.
+fn wait_for_belief(stage: &Stage, is_healthy: bool) -> Result<()> {
+    wait::until_true("a belief to change", Duration::from_secs(10), || {
+        let status = stage.sluice.status().unwrap_or_default();
+        status["upstreams"][0]["endpoints"][0]["healthy"] == is_healthy
     })
 }

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
             native_mode_where_the_driver_has_none_is_refused_and_what_was_attached_goes_again,
             where_the_driver_has_no_native_mode_auto_says_that_it_is_generic,
             a_port_in_use_is_told_with_its_listener_and_no_program_is_attached,
-            a_host_without_io_uring_is_told_in_one_sentence,
+            a_host_without_io_uring_is_served_by_epoll_which_says_so,
+            where_io_uring_is_demanded_and_refused_nothing_is_begun,
             a_capability_that_is_missing_is_named,
             a_second_instance_of_the_same_name_is_told_who_came_first,
             another_instance_on_the_same_interface_is_told_whose_it_is,
@@ -149,10 +150,54 @@ fn a_port_in_use_is_told_with_its_listener_and_no_program_is_attached(
     Ok(())
 }
 
-fn a_host_without_io_uring_is_told_in_one_sentence(field: &mut Field) -> Result<()> {
-    for said in refused(field, &configuration(&["client0"], "native"), forbid_uring)? {
+fn a_host_without_io_uring_is_served_by_epoll_which_says_so(field: &mut Field) -> Result<()> {
+    let path = write(&configuration(&["client0"], "native"))?;
+    let mut check = sluice::command(&field.edge)?;
+    check.arg("check").arg("-c").arg(&path);
+    forbid_uring(&mut check);
+    let done = check.output().context("run check")?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(
+        done.status.success() && said.contains("will use epoll: io_uring is forbidden here"),
+        "{said}"
+    );
+
+    let mut running = Sluice::start_as(&field.edge, &path, forbid_uring)?;
+    let told = running
+        .log()
+        .matches("workers use epoll: io_uring is forbidden here")
+        .count();
+    ensure!(told == 1, "{}", running.log());
+    let served = |running: &Sluice| -> Result<()> {
+        let status = running.status()?;
         ensure!(
-            said.contains("io_uring is forbidden here") && said.contains("io_uring_setup"),
+            status.pointer("/net/backend") == Some(&json!("epoll"))
+                && status.pointer("/net/refused").is_some_and(Value::is_string),
+            "{status}"
+        );
+        let metrics = running.metrics()?;
+        ensure!(metrics.labelled("sluice_net_info", "backend", "epoll") == 1.0);
+        let answer = field.client.inside(|| {
+            KeepAlive::connect(None, format!("{WEB_V4}:8080").parse()?)?.get("web", "/", "")
+        })?;
+        ensure!(answer.status == 204, "{answer:?}");
+        Ok(())
+    };
+    served(&running)?;
+    // The next daemon has no more to go by than the first one.
+    let old = running.kill_daemon()?;
+    running.wait_for_other_daemon(old)?;
+    served(&running)?;
+    running.command(&["datapath", "down"])?;
+    running.stop()
+}
+
+fn where_io_uring_is_demanded_and_refused_nothing_is_begun(field: &mut Field) -> Result<()> {
+    let demand = "[tunables]\n\"net.backend\" = \"uring\"\n";
+    let text = configuration(&["client0"], "native") + demand;
+    for said in refused(field, &text, forbid_uring)? {
+        ensure!(
+            said.contains("io_uring is forbidden here") && said.contains("let net.backend be"),
             "{said}"
         );
     }

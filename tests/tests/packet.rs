@@ -21,9 +21,15 @@ mod nat;
 mod pass;
 #[path = "packet/pool.rs"]
 mod pool;
+#[path = "packet/prefix.rs"]
+mod prefix;
 #[path = "packet/rare.rs"]
 mod rare;
 #[path = "packet/sent.rs"]
 mod sent;
+#[path = "packet/sign.rs"]
+mod sign;
 #[path = "packet/steer.rs"]
 mod steer;
+#[path = "packet/verifier.rs"]
+mod verifier;

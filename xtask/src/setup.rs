@@ -17,7 +17,12 @@ pub struct Package<'a> {
 }
 
 /// Packages that start a service when they are installed, and its name. We start our own, on their own ports, where they are needed.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx"), ("haproxy", "haproxy")];
+const SERVICES: &[(&str, &str)] = &[
+    ("nginx-light", "nginx"),
+    ("haproxy", "haproxy"),
+    ("varnish", "varnish"),
+    ("varnish", "varnishncsa"),
+];
 
 /// Debian's `rustc-web` brings what the kernel half needs ready made: a compiler whose LLVM is 22, and `core` for
 /// bpfel-unknown-none. It stands beside rustup's toolchain, which builds the user half.
@@ -37,6 +42,14 @@ const PACKAGES: &[Package<'static>] = &[
     package("procps", "ps and sysctl, to look at what runs"),
 ];
 
+/// What some tests drive us with; the demo does without.
+const TOOLS: &[Package<'static>] = &[
+    package("haproxy", "reads in tests what we forward, and is measured"),
+    package("slowhttptest", "slow clients"),
+    package("varnish", "varnishtest, which scripts both sides of a test"),
+    package("python3", "a client of its own kind"),
+];
+
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22/bin";
 /// Debian's own switch: while this answers 101, no package starts a service when it is installed.
@@ -52,6 +65,11 @@ pub fn run() -> Result<()> {
     install(PACKAGES)?;
     install_bpf_linker()?;
     install_components()
+}
+
+/// What the tests want beside; a test skips, aloud, what could not be installed.
+pub fn tools() -> Result<()> {
+    install(TOOLS)
 }
 
 /// Installs those of these packages that are missing.

@@ -29,6 +29,9 @@ struct Count {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let start = Instant::now();
     setup::run()?;
+    if let Err(error) = setup::tools() {
+        say::failed(&format!("{error:#}"));
+    }
     let mut count = Count::default();
     count.check("Formatting", || quiet(&["fmt", "--all", "--check"]));
     count.check("Tidy", || tidy::run(&tidy::Arguments::check()));
@@ -90,9 +93,43 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test",
             "layer7",
             "--test",
+            "message",
+            "--test",
             "probe",
             "--no-fail-fast",
         ],
+    );
+    // Everything that makes workers once more, on the back-end for hosts that refuse io_uring; the rooms of `net` run on both anyway.
+    count.tests_of(
+        "Workers and what they serve, on epoll",
+        on_epoll(&[
+            "test",
+            "--package",
+            "proxy-user",
+            "--lib",
+            "--",
+            "worker::",
+            "codec::",
+            "tls::",
+            "origin::",
+        ]),
+    );
+    count.tests_of(
+        "Whole proxies in network namespaces, on epoll",
+        on_epoll(&[
+            "test",
+            "--package",
+            "tests",
+            "--test",
+            "keeper",
+            "--test",
+            "layer4",
+            "--test",
+            "layer7",
+            "--test",
+            "probe",
+            "--no-fail-fast",
+        ]),
     );
     count.bench();
     if !arguments.without_demo {
@@ -127,31 +164,28 @@ impl Count {
 
     /// One step whose runner counts tests.
     fn tests(&mut self, title: &str, arguments: &[&str]) {
+        self.tests_of(title, tree::cargo(arguments));
+    }
+
+    fn tests_of(&mut self, title: &str, cargo: Command) {
         say::section(title);
         let start = Instant::now();
-        match self.run_tests(arguments) {
+        match self.run_tests(cargo) {
             Ok(()) => say::step("passed", &say::since(start)),
             Err(error) => say::failed(&format!("{title}: {error:#}")),
         }
     }
 
-    /// The bench measures HAProxy, and sees it when it is slowed down on purpose; what is not installed is skipped aloud.
+    /// The bench measures HAProxy, and sees it when it is slowed down on purpose.
     fn bench(&mut self) {
-        let haproxy = setup::Package {
-            name: "haproxy",
-            purpose: "tests of the bench slow it down on purpose",
-        };
-        if let Err(error) = setup::install(&[haproxy]) {
-            say::failed(&format!("{error:#}"));
-        }
         self.tests(
             "The bench, from its command line to its report",
             &["test", "--package", "bench", "--test", "end_to_end"],
         );
     }
 
-    fn run_tests(&mut self, arguments: &[&str]) -> Result<()> {
-        let mut child = tree::cargo(arguments)
+    fn run_tests(&mut self, mut cargo: Command) -> Result<()> {
+        let mut child = cargo
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -176,14 +210,17 @@ impl Count {
         } else {
             tally.failed.max(1)
         };
-        ensure!(status.success(), "cargo {} ({status})", arguments.join(" "));
-        ensure!(
-            tally.results > 0,
-            "cargo {} ran no test",
-            arguments.join(" ")
-        );
+        ensure!(status.success(), "{cargo:?} ({status})");
+        ensure!(tally.results > 0, "{cargo:?} ran no test");
         Ok(())
     }
+}
+
+/// Cargo with the variable that unit tests and the rig take the back-end from.
+fn on_epoll(arguments: &[&str]) -> Command {
+    let mut cargo = tree::cargo(arguments);
+    cargo.env("SLUICE_NET_BACKEND", "epoll");
+    cargo
 }
 
 /// What one stream of a test run said.

@@ -7,6 +7,19 @@ use super::{Feature, Layer, Peer, Source};
 /// All of them, in the order in which they are measured and shown.
 pub const PEERS: &[Peer] = &[
     SLUICE,
+    Peer {
+        name: "sluice/epoll",
+        arguments: &[
+            "run",
+            "-c",
+            "@FOLDER@/sluice.toml",
+            "--workers",
+            "1",
+            "--set",
+            "net.backend=epoll",
+        ],
+        ..SLUICE
+    },
     HAPROXY,
     Peer {
         name: "haproxy/slowed",

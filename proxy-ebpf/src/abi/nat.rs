@@ -88,6 +88,10 @@ pub mod flow_state {
     pub const CLIENT_RESET: u8 = 8;
     /// The endpoint sent RST, and nothing else since.
     pub const ENDPOINT_RESET: u8 = 16;
+    /// The endpoint's host said by ICMP, before anything came back, that it is not reached there.
+    pub const UNREACHABLE: u8 = 32;
+    /// It is known how the endpoint took the flow.
+    pub const TAKEN: u8 = ANSWERED | UNREACHABLE;
 }
 
 impl NatFlow {

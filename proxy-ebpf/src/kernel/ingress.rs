@@ -8,7 +8,7 @@ use proxy_ebpf::verdict::Verdict;
 
 use crate::link::Tags;
 use crate::maps::{DESK, LISTENER_TRAFFIC, LISTENERS4, LISTENERS6, PORTS, count_traffic};
-use crate::{forward, fragment, guard, nat};
+use crate::{forward, fragment, guard, nat, prefix};
 
 /// Why a packet's way ends early.
 pub enum Exit {
@@ -100,7 +100,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         return Err(Exit::Rare);
     }
     if RARE && !fragment::knows_ports(packet) {
-        return Err(judge_by_address(packet).into());
+        return Err(judge_by_address(ports, packet).into());
     }
     let listener = find_listener(ports, packet)?;
     expect_whole(ctx, packet)?;
@@ -140,9 +140,9 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         }
         mode::DIRECT | mode::IPIP | mode::GUE => {
             let sent = if RARE {
-                apart::forward(ctx, &arrival, listener, &mut way.longest)
+                apart::forward(ctx, &arrival, &listener, &mut way.longest)
             } else {
-                forward::forward(ctx, &arrival, listener, &mut way.longest)
+                forward::forward(ctx, &arrival, &listener, &mut way.longest)
             };
             sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
         }
@@ -171,7 +171,8 @@ fn read_rare(frame: Frame, ports: &Ports, packet: &mut Packet) -> Result<(), Ver
 #[inline(always)]
 const fn is_wanted(ports: &Ports, port: [u8; 2]) -> bool {
     let (word, bit) = place(port);
-    (ports.listener[word] | ports.nat[word]) & bit != 0 || has_open_address(ports)
+    (ports.listener[word] | ports.nat[word] | ports.prefix[word]) & bit != 0
+        || has_open_address(ports)
 }
 
 /// Whether some listener has all ports of its address.
@@ -241,10 +242,20 @@ mod apart {
     }
 }
 
+/// Whether there are listeners of prefixes.
+#[inline(always)]
+const fn has_prefixes(ports: &Ports) -> bool {
+    ports.prefix[0] & 1 != 0
+}
+
 /// The verdict of a packet of which only the addresses are known. A banned source reaches no address of ours this way.
 #[inline(never)]
-fn judge_by_address(packet: &Packet) -> Verdict {
-    let Some(address) = look_up(packet, [0; 2], 0) else {
+fn judge_by_address(ports: &Ports, packet: &Packet) -> Verdict {
+    let mut address = look_up(packet, [0; 2], 0);
+    if address.is_none() && has_prefixes(ports) {
+        address = prefix::find(packet, [0; 2], 0).map(copy);
+    }
+    let Some(address) = address else {
         return Verdict::NotOurs;
     };
     if let Err(refused) = guard::refuse_banned(&packet.sender) {
@@ -264,10 +275,9 @@ const fn place(port: [u8; 2]) -> (usize, u64) {
 }
 
 /// The listener that a packet is for, or the NAT source that it comes back to: by its port first, then one that has all ports
-/// of its address. An error is for whom an answer to
-/// the packet that it quotes would be for.
+/// of its address, then one of a prefix. An error is for whom an answer to the packet that it quotes would be for.
 #[inline(always)]
-fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Verdict> {
+fn find_listener(ports: &Ports, packet: &Packet) -> Result<Listener, Verdict> {
     let (word, bit) = place(packet.destination_port);
     if ports.listener[word] & bit != 0
         && let Some(listener) = look_up(packet, packet.destination_port, packet.protocol)
@@ -285,12 +295,17 @@ fn find_listener(ports: &Ports, packet: &Packet) -> Result<&'static Listener, Ve
     {
         return Ok(listener);
     }
+    if ports.prefix[word] & bit != 0
+        && let Some(listener) = prefix::find(packet, packet.destination_port, packet.protocol)
+    {
+        return Ok(copy(listener));
+    }
     Err(Verdict::NotOurs)
 }
 
 #[inline(always)]
-fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static Listener> {
-    match packet.family {
+fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<Listener> {
+    let listener = match packet.family {
         Family::V4 => {
             let key = ListenerKey4::new(packet.destination.as_v4_word(), port, protocol);
             // SAFETY: a value that is replaced meanwhile is read as old or new, field by field; each is checked where it is used.
@@ -301,7 +316,17 @@ fn look_up(packet: &Packet, port: [u8; 2], protocol: u8) -> Option<&'static List
             // SAFETY: as above.
             unsafe { LISTENERS6.get(&key) }
         }
-    }
+    };
+    listener.map(copy)
+}
+
+/// A listener out of its map. It is read here, and not where it is used: the verifier follows all that comes after once
+/// for each map that a pointer can be from, and of two words it knows nothing that tells them apart.
+#[inline(always)]
+fn copy(listener: &Listener) -> Listener {
+    let words = (&raw const *listener).cast::<[u64; 2]>();
+    // SAFETY: a listener is two aligned words. Volatile, for LLVM would move the reads back to where they are used.
+    bytemuck::must_cast(unsafe { words.read_volatile() })
 }
 
 /// The frame is at least as long as its headers say. The kernel is asked only where it goes on behind the first buffer:

@@ -26,6 +26,10 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod nat;
 #[cfg(target_arch = "bpf")]
+mod prefix;
+#[cfg(target_arch = "bpf")]
+mod sign;
+#[cfg(target_arch = "bpf")]
 mod steer;
 
 /// On the host there is nothing to run: the user half loads the object built for the bpf target.

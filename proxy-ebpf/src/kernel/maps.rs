@@ -4,11 +4,13 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, ReusePortSockArray};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, ReusePortSockArray,
+};
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, Guard, HashKeys, Inserts,
-    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
-    Traffic, Tunnel, Upstream, size,
+    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, Prefix, RingPage, Signs, StampPage,
+    SteerKey, Traffic, Tunnel, Upstream, size,
 };
 use proxy_ebpf::packet::Packet;
 use proxy_ebpf::verdict::Verdict;
@@ -30,6 +32,10 @@ pub static LISTENERS4: HashMap<ListenerKey4, Listener> =
 #[map(name = "listeners6")]
 pub static LISTENERS6: HashMap<ListenerKey6, Listener> =
     HashMap::with_max_entries(size::LISTENERS, 0);
+
+/// The key is a `PrefixKey` as aya has it: its first word apart.
+#[map(name = "prefixes")]
+pub static PREFIXES: LpmTrie<[u8; 20], Prefix> = LpmTrie::with_max_entries(size::PREFIXES, 0);
 
 #[map(name = "upstreams")]
 pub static UPSTREAMS: Array<Upstream> = Array::with_max_entries(size::UPSTREAMS, 0);
@@ -112,6 +118,9 @@ pub static LISTENER_TRAFFIC: PerCpuArray<Traffic> =
 #[map(name = "endpoint_traffic")]
 pub static ENDPOINT_TRAFFIC: PerCpuArray<Traffic> =
     PerCpuArray::with_max_entries(size::ENDPOINTS, 0);
+
+#[map(name = "endpoint_signs")]
+pub static ENDPOINT_SIGNS: PerCpuArray<Signs> = PerCpuArray::with_max_entries(size::ENDPOINTS, 0);
 
 /// Counts a packet's verdict.
 #[inline(always)]

@@ -19,6 +19,7 @@ use crate::forward::{Place, exceeds, reach};
 use crate::ingress::{Arrival, Decision, Way};
 use crate::link::Tags;
 use crate::maps::{ENDPOINT_TRAFFIC, ENDPOINTS, FLOWS, NAT, NAT_FLOWS, count_traffic};
+use crate::sign::{self, Sign};
 
 /// Ports that are tried for a new flow before it is left to Linux.
 const PORT_TRIES: u32 = 8;
@@ -66,7 +67,7 @@ pub fn forward(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decisi
     };
     // An error tells of a flow, and is no packet of it: anybody on the way may send one.
     if !matches!(packet.part, Part::Error) {
-        note(flow, packet, Side::Client);
+        note(flow, flow.endpoint, packet, Side::Client);
         note_client(flow, arrival, client_mac, edge_mac);
     }
     count_traffic(&ENDPOINT_TRAFFIC, flow.endpoint, packet);
@@ -133,7 +134,9 @@ pub fn give_back<const RARE: bool>(
         fit(ctx, packet, ifindex, &mut way.longest)?;
     }
     if !matches!(packet.part, Part::Error) {
-        note(flow, packet, Side::Endpoint);
+        note(flow, id, packet, Side::Endpoint);
+    } else if RARE && packet.sender.is(&endpoint.address) && packet.is_unreachable(&arrival.frame) {
+        note_unreachable(flow, id);
     }
     Ok(Decision {
         verdict: Verdict::Return,
@@ -211,6 +214,7 @@ fn open(
         atomic::publish(way, bytemuck::must_cast([endpoint, 0u32]));
     }
     if FLOWS.insert(key, index as u64, BPF_NOEXIST as u64).is_ok() {
+        sign::count(endpoint, Sign::Opened);
         return Ok(flow);
     }
     // Full; or another CPU opened the same flow in this moment, and then its port is the right one.
@@ -295,9 +299,9 @@ unsafe fn claim(flow: *mut NatFlow, index: u32, nat: &Nat, now_ns: u64) -> bool 
     true
 }
 
-/// Notes that a flow lives, and what its TCP flags say; writes only what is new.
+/// Notes that a flow lives, and what its packet says of it and its endpoint; writes only what is new.
 #[inline(always)]
-fn note(flow: &mut NatFlow, packet: &Packet, side: Side) {
+fn note(flow: &mut NatFlow, endpoint: u32, packet: &Packet, side: Side) {
     // SAFETY: the helpers take nothing.
     unsafe {
         let jiffies = bpf_jiffies64();
@@ -306,28 +310,79 @@ fn note(flow: &mut NatFlow, packet: &Packet, side: Side) {
             flow.seen_ns = bpf_ktime_get_coarse_ns();
         }
     }
-    if packet.protocol != protocol::TCP {
+    let before = flow.state;
+    let state = match side {
+        Side::Client => after_client(before, packet),
+        Side::Endpoint => after_endpoint(before, packet),
+    };
+    if state == before {
         return;
     }
-    let (closed, reset) = match side {
-        Side::Client => (flow_state::CLIENT_CLOSED, flow_state::CLIENT_RESET),
-        Side::Endpoint => (flow_state::ENDPOINT_CLOSED, flow_state::ENDPOINT_RESET),
-    };
-    let mut state = flow.state & !reset;
-    if matches!(side, Side::Endpoint) {
-        state |= flow_state::ANSWERED;
-    } else if packet.opens_flow() {
-        // A new connection from the same port; if it is a repeated SYN, nothing was noted yet.
-        state = 0;
+    flow.state = state;
+    match side {
+        // Of a new flow, the sign is counted where it is opened.
+        Side::Client if before & flow_state::TAKEN != 0 && state == 0 => {
+            sign::count(endpoint, Sign::Opened);
+        }
+        Side::Endpoint if before & flow_state::TAKEN == 0 => {
+            let refused = packet.tcp_flags & tcp_flag::RST != 0;
+            sign::count(
+                endpoint,
+                if refused {
+                    Sign::Refused
+                } else {
+                    Sign::Answered
+                },
+            );
+        }
+        _ => {}
     }
+}
+
+/// The state of a flow after a packet of its client's.
+#[inline(always)]
+const fn after_client(state: u8, packet: &Packet) -> u8 {
+    if packet.protocol != protocol::TCP {
+        return state;
+    }
+    // A new connection from the same port; if it is a repeated SYN, nothing was noted yet.
+    if packet.opens_flow() {
+        return 0;
+    }
+    let kept = state & !flow_state::CLIENT_RESET;
+    kept | ending(packet, flow_state::CLIENT_CLOSED, flow_state::CLIENT_RESET)
+}
+
+/// The state of a flow after a packet of its endpoint's.
+#[inline(always)]
+const fn after_endpoint(state: u8, packet: &Packet) -> u8 {
+    let kept = state & !flow_state::ENDPOINT_RESET | flow_state::ANSWERED;
+    kept | ending(
+        packet,
+        flow_state::ENDPOINT_CLOSED,
+        flow_state::ENDPOINT_RESET,
+    )
+}
+
+/// What a packet's flags (none but TCP's) say of the end of its flow.
+#[inline(always)]
+const fn ending(packet: &Packet, closed: u8, reset: u8) -> u8 {
+    let mut state = 0;
     if packet.tcp_flags & tcp_flag::FIN != 0 {
         state |= closed;
     }
     if packet.tcp_flags & tcp_flag::RST != 0 {
         state |= reset;
     }
-    if state != flow.state {
-        flow.state = state;
+    state
+}
+
+/// Notes that the endpoint's host refuses a flow, unless it is known already how it took it.
+#[inline(always)]
+fn note_unreachable(flow: &mut NatFlow, endpoint: u32) {
+    if flow.state & flow_state::TAKEN == 0 {
+        flow.state |= flow_state::UNREACHABLE;
+        sign::count(endpoint, Sign::Refused);
     }
 }
 

@@ -66,6 +66,14 @@ async fn answered(request: Request<Incoming>, control: &Handle) -> Option<Answer
         (&Method::DELETE, path) if path.starts_with("/bans/") => {
             unban(&path["/bans/".len()..], control).await?
         }
+        (&Method::GET, "/endpoints") => json_of(&control.status().await?.upstreams),
+        (&Method::POST, "/endpoints") => match serde_json::from_slice(&body) {
+            Ok(request) => match control.endpoint(request).await? {
+                Ok(change) => json_of(&change),
+                Err(error) => fault(StatusCode::CONFLICT, &error),
+            },
+            Err(error) => fault(StatusCode::BAD_REQUEST, &error.to_string()),
+        },
         (&Method::POST, "/reload") => match control.reload().await? {
             Ok(generation) => json_of(&json!({ "generation": generation })),
             Err(diagnostics) => {
@@ -74,11 +82,11 @@ async fn answered(request: Request<Incoming>, control: &Handle) -> Option<Answer
             }
         },
         (_, "/status" | "/metrics") => not_allowed("GET"),
-        (_, "/sysctl" | "/bans") => not_allowed("GET, POST"),
+        (_, "/sysctl" | "/bans" | "/endpoints") => not_allowed("GET, POST"),
         (_, "/reload") => not_allowed("POST"),
         _ => fault(
             StatusCode::NOT_FOUND,
-            "there are /status, /metrics, /sysctl, /bans and /reload",
+            "there are /status, /metrics, /sysctl, /bans, /endpoints and /reload",
         ),
     })
 }

@@ -38,6 +38,7 @@ impl Check {
                     &loaded.tunables,
                     &common.instance,
                 ));
+                found.extend(host::second_choice(&loaded.tunables));
                 found.extend(ports_in_use(&loaded.config, &common.instance));
                 found
             }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::Status;
+use crate::control::status::{Status, Upstream};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -39,12 +39,18 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "up {}s, keeper {}, daemon {} ({} restarts), workers on CPUs {}",
+        "up {}s, keeper {}, daemon {} ({} restarts), workers on CPUs {} by {}{}",
         status.uptime_s,
         status.keeper_pid,
         status.daemon_pid,
         status.daemon_restarts,
-        joined(status.workers.iter())
+        joined(status.workers.iter()),
+        status.net.backend,
+        if status.net.refused.is_some() {
+            ", for io_uring is refused"
+        } else {
+            ""
+        }
     )?;
     for listener in &status.listeners {
         let to = listener
@@ -61,24 +67,7 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     for upstream in &status.upstreams {
-        writeln!(text, "upstream {}:", upstream.name)?;
-        for endpoint in &upstream.endpoints {
-            let health = match (endpoint.probed, endpoint.healthy) {
-                (false, _) => "not probed",
-                (true, true) => "healthy",
-                (true, false) => "unhealthy",
-            };
-            let neighbour = if endpoint.resolved == Some(false) {
-                ", neighbour not resolved"
-            } else {
-                ""
-            };
-            writeln!(
-                text,
-                "  {} weight {}, {health}{neighbour}",
-                endpoint.address, endpoint.weight
-            )?;
-        }
+        write_upstream(text, upstream)?;
     }
     match status.datapath.interfaces.as_slice() {
         [] => writeln!(text, "datapath {}", status.datapath.state)?,
@@ -110,6 +99,35 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
         limits.buffer_bytes_max >> 20,
         limits.descriptors_max
     )
+}
+
+/// An upstream and its endpoints.
+pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt::Result {
+    writeln!(text, "upstream {}:", upstream.name)?;
+    for endpoint in &upstream.endpoints {
+        let health = match (endpoint.probed, endpoint.healthy) {
+            (false, _) => "not probed",
+            (true, true) => "healthy",
+            (true, false) => "unhealthy",
+        };
+        let neighbour = match endpoint.resolved {
+            Some(false) => ", neighbour not resolved",
+            _ => "",
+        };
+        let origin = match endpoint.origin.as_str() {
+            "runtime" => ", set at run time",
+            _ => "",
+        };
+        writeln!(
+            text,
+            "  {} weight {}, {health}{neighbour}{origin}",
+            endpoint.address, endpoint.weight
+        )?;
+    }
+    for address in &upstream.removed {
+        writeln!(text, "  {address} removed at run time")?;
+    }
+    Ok(())
 }
 
 fn joined(items: impl Iterator<Item = impl ToString>) -> String {

@@ -2,6 +2,8 @@
 
 mod chunked;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod transfer;
 mod wire;
 

@@ -1,12 +1,18 @@
 //! What a listener that forwards needs: a kernel half, sources of the right family, ports that fit and are free.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_ebpf::abi;
 
 use super::check::Whole;
 use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
+use super::prefix::{prefixes, shares};
 use super::problem::Spot;
-use super::{DatapathMode, Endpoint, ListenerMode, Nat, Upstream, Via};
+use super::{
+    Config, DatapathMode, Endpoint, ListenAddress, ListenerMode, Nat, Protocol, Upstream, Via,
+};
 
 const TUNNEL_EXAMPLE: &str = "tunnel = { source = [\"10.0.0.1\"] }";
 const NAT_EXAMPLE: &str = "nat = { source = [\"10.0.0.1\"], ports = \"20000-59999\" }";
@@ -54,19 +60,53 @@ impl<'s> Whole<'s> {
     /// All addresses together stand for no more entries than the kernel half has room for.
     fn check_entries(&self) {
         let max = u128::from(self.tunables.datapath.listeners_max);
+        let all = self.good_listeners();
+        let prefixes = prefixes(all.flat_map(|draft| &draft.listener.addresses));
         let mut entries = 0;
+        let mut places = HashSet::new();
         for draft in self.good_listeners() {
             for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
+                if prefixes.contains(address) {
+                    self.check_prefix(address, *spot, &prefixes, &mut places);
+                    continue;
+                }
+                let was_full = entries > max;
                 entries += address.entries();
-                if entries > max {
+                if entries > max && !was_full {
                     let message = format!(
                         "with {address} listeners stand for {entries} addresses and ports, and `datapath.listeners_max` is {max}"
                     );
                     let help = "raise it in [tunables], or name fewer".to_owned();
                     spot.refuse::<()>(message, "one too many", Some(help));
-                    return;
                 }
             }
+        }
+    }
+
+    /// A prefix has ports in no more ranges than its entry holds, those of shorter ones included; and there is room for
+    /// its entries: one for its protocol, and one for what has no ports.
+    fn check_prefix(
+        &self,
+        address: &ListenAddress,
+        spot: Spot<'s>,
+        prefixes: &HashSet<ListenAddress>,
+        places: &mut HashSet<(IpAddr, u8, Option<Protocol>)>,
+    ) {
+        let max = self.tunables.datapath.prefixes_max as usize;
+        let was_full = places.len() > max;
+        let (ip, bits) = (address.socket.ip(), address.prefix_bits);
+        places.insert((ip, bits, None));
+        // Of several with the same prefix one tells of all.
+        if places.insert((ip, bits, Some(address.protocol))) {
+            check_ranges(address, spot, prefixes);
+        }
+        if places.len() > max && !was_full {
+            let message = format!(
+                "with {address} listeners have {} entries of prefixes, and `datapath.prefixes_max` is {max}",
+                places.len()
+            );
+            let help = "raise it in [tunables], or name fewer; a prefix has one for each protocol, and one for what has no ports".to_owned();
+            spot.refuse::<()>(message, "one too many", Some(help));
         }
     }
 
@@ -210,8 +250,9 @@ impl<'s> Whole<'s> {
                         || (ip.is_unspecified() && ip.is_ipv4() == source.is_ipv4())
                 };
                 let shared = |port: &u16| address.has_port(*port);
-                if let Some(port) = (first..=last).find(shared)
-                    && nat.source.iter().any(same)
+                // The sources first: there may be thousands of addresses, and NAT has tens of thousands of ports.
+                if nat.source.iter().any(same)
+                    && let Some(port) = (first..=last).find(shared)
                 {
                     let message = format!(
                         "port {port} is one of those that NAT gives to flows of the same address"
@@ -230,6 +271,80 @@ impl<'s> Whole<'s> {
             );
             spot.refuse::<()>(message, "ports x sources x 2 (TCP and UDP)", Some(help));
         }
+    }
+}
+
+impl Config {
+    /// Why an upstream, by its index, cannot have these endpoints, one of them `added` to what was checked before: what
+    /// `check_forwarding` would say of a file with them.
+    pub fn refuse_endpoints(
+        &self,
+        upstream: usize,
+        endpoints: &[Endpoint],
+        added: Option<SocketAddr>,
+    ) -> Option<String> {
+        let has = |is_v4| {
+            endpoints
+                .iter()
+                .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
+        };
+        let families = [(true, "IPv4", has(true)), (false, "IPv6", has(false))];
+        for listener in &self.listeners {
+            let via = match listener.mode {
+                ListenerMode::Forward {
+                    upstream: of, via, ..
+                } if of == upstream => via,
+                _ => continue,
+            };
+            for (is_v4, family, has) in families {
+                let mut addresses = listener.addresses.iter();
+                let lacks = via == Via::Nat
+                    && !has
+                    && addresses.any(|address| address.socket.is_ipv4() == is_v4);
+                if lacks {
+                    return Some(format!(
+                        "`{}` forwards {family} via nat, which keeps the family, and this would leave no {family} endpoint",
+                        listener.name
+                    ));
+                }
+                let tunnel = self.datapath.tunnel.iter();
+                let mut sources = tunnel.flat_map(|tunnel| &tunnel.source);
+                if via.wraps() && has && !sources.any(|source| source.is_ipv4() == is_v4) {
+                    return Some(format!(
+                        "`{}` forwards via {}, and `tunnel` has no {family} source for this endpoint",
+                        listener.name,
+                        via.word()
+                    ));
+                }
+            }
+            let mut addresses = listener.addresses.iter();
+            if via != Via::Nat
+                && let Some(added) = added
+                && let Some(other) = addresses.find(|address| !address.has_port(added.port()))
+            {
+                return Some(format!(
+                    "the packet to {other} keeps its port via {}, and {added} has another",
+                    via.word()
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// A prefix has no more ranges of ports than its entry holds, with those of the prefixes around it.
+fn check_ranges(address: &ListenAddress, spot: Spot<'_>, prefixes: &HashSet<ListenAddress>) {
+    let holds =
+        |other: &&ListenAddress| other.protocol == address.protocol && other.covers(address);
+    let holding: Vec<ListenAddress> = prefixes.iter().filter(holds).copied().collect();
+    let ranges = shares(&holding).len();
+    if ranges > abi::Prefix::RANGES {
+        let message = format!(
+            "the addresses of {address} have ports in {ranges} ranges, those of other prefixes included, and {} are possible",
+            abi::Prefix::RANGES
+        );
+        let help = "let neighbouring ports be one range, or all of them `*`".to_owned();
+        spot.refuse::<()>(message, "", Some(help));
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Balance, Endpoint, PathMatch, Probe, ProbeKind, Upstream};
 use crate::config::pattern::parse_path;
 
 /// Highest weight of an endpoint.
-const WEIGHT_MAX: u32 = 1000;
+pub const WEIGHT_MAX: u32 = 1000;
 
 const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -76,7 +76,7 @@ fn endpoints(value: &Value<'_>) -> Option<Vec<Endpoint>> {
 fn endpoint(item: &Value<'_>) -> Option<Endpoint> {
     if !item.is_table() {
         let address = item.parsed(parse_endpoint_address)?;
-        return Some(Endpoint { address, weight: 1 });
+        return Some(Endpoint::new(address, 1));
     }
     let mut section = item.section()?;
     section.name = "an endpoint".to_owned();

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::configuration::Flags;
+use super::endpoints::Changes;
 use crate::config::{Bundle, Diagnostic};
 use crate::datapath::{Interface, Names};
+use crate::tunable::NetBackend;
 
 /// From the keeper. Descriptors come in the order: admin socket, cells, maps, then `sockets`; the first three only with `start`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,6 +58,7 @@ pub struct Start {
     pub instance: String,
     /// The CPU of each worker.
     pub cpus: Vec<usize>,
+    pub backend: NetBackend,
     /// Daemons before this one.
     pub restarts: u64,
     /// Rate cells in the memory that comes beside.
@@ -77,6 +80,8 @@ pub struct Memory {
     pub names: Names,
     /// Tunables that were set at run time.
     pub runtime: Vec<(String, String)>,
+    /// Endpoints that were changed at run time.
+    pub endpoints: Changes,
     /// Bans where there is no datapath to remember them: source, end on the coarse clock, rule.
     pub bans: Vec<(IpAddr, u64, String)>,
 }

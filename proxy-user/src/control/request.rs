@@ -1,13 +1,13 @@
 //! What the admin socket asks of control, and how the answer comes back.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::BanStatus;
 use super::status::Status;
+use super::{BanStatus, EndpointChange, EndpointRequest};
 use crate::config::Diagnostic;
 use crate::tunable::{Answer, Form, Query};
 
@@ -22,8 +22,11 @@ pub enum Request {
     Unban(IpAddr, oneshot::Sender<Result<bool, String>>),
     /// Answered with the new generation.
     Reload(oneshot::Sender<Result<u64, Vec<Diagnostic>>>),
+    Endpoint(EndpointRequest, Instant, EndpointAnswer),
     Limits(oneshot::Sender<(usize, Duration)>),
 }
+
+type EndpointAnswer = oneshot::Sender<Result<EndpointChange, String>>;
 
 /// `sluice sysctl` of the running daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -89,6 +92,16 @@ impl Handle {
     /// Reads the configuration again: the new generation, or what is wrong with it.
     pub async fn reload(&self) -> Option<Result<u64, Vec<Diagnostic>>> {
         self.ask(Request::Reload).await
+    }
+
+    /// Changes an endpoint.
+    pub async fn endpoint(
+        &self,
+        request: EndpointRequest,
+    ) -> Option<Result<EndpointChange, String>> {
+        let arrived = Instant::now();
+        self.ask(|way_back| Request::Endpoint(request, arrived, way_back))
+            .await
     }
 
     /// Largest request in bytes, and how long one may take.

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::endpoints::Changes;
 use super::message::Start;
-use crate::config::ListenerMode;
+use crate::config::{ListenerMode, Origin};
 use crate::datapath::Interface;
 use crate::metric::Registry;
+use crate::net;
 use crate::snapshot::Snapshot;
 
 /// A running Sluice.
@@ -27,11 +29,21 @@ pub struct Status {
     pub uptime_s: u64,
     /// The CPU of each worker.
     pub workers: Vec<usize>,
+    pub net: Net,
     pub listeners: Vec<Listener>,
     pub upstreams: Vec<Upstream>,
     pub datapath: Datapath,
     pub bans: u64,
     pub limits: Limits,
+}
+
+/// How workers ask the kernel for connections and bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Net {
+    /// `uring` or `epoll`.
+    pub backend: String,
+    /// Why it is not the uring, where nobody asked for epoll.
+    pub refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,12 +60,16 @@ pub struct Listener {
 pub struct Upstream {
     pub name: String,
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints of the file that a command removed; a reload brings them back.
+    pub removed: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: SocketAddr,
     pub weight: u32,
+    /// Where it stands in the files, or `runtime` where a command added or changed it: then a reload ends that.
+    pub origin: String,
     /// What probes say; an endpoint that is not probed is believed healthy.
     pub healthy: bool,
     pub probed: bool,
@@ -84,7 +100,9 @@ pub struct Limits {
 /// Where the facts are taken from.
 pub(super) struct Facts<'c> {
     pub start: &'c Start,
+    pub net: &'c net::Choice,
     pub snapshot: Option<&'c Snapshot>,
+    pub changes: &'c Changes,
     pub registry: &'c Registry,
     pub uptime: Duration,
     pub bans: u64,
@@ -109,6 +127,10 @@ impl Facts<'_> {
             daemon_restarts: self.start.restarts,
             uptime_s: self.uptime.as_secs(),
             workers: self.start.cpus.clone(),
+            net: Net {
+                backend: self.net.backend.name().to_owned(),
+                refused: self.net.refused.as_ref().map(ToString::to_string),
+            },
             listeners: self.listeners(),
             upstreams: self.upstreams(),
             datapath: Datapath {
@@ -150,9 +172,15 @@ impl Facts<'_> {
         };
         let pairs = snapshot.upstreams.iter().zip(&snapshot.config.upstreams);
         let upstreams = pairs.map(|(upstream, config)| {
+            let changes = self.changes.of(&config.name);
+            let origin = |address| match changes.change(address) {
+                Some(_) => Origin::Runtime.to_string(),
+                None => config.at.to_string(),
+            };
             let endpoints = upstream.endpoints.iter().map(|endpoint| Endpoint {
                 address: endpoint.address,
                 weight: endpoint.weight,
+                origin: origin(endpoint.address),
                 healthy: endpoint.health().is_healthy(),
                 probed: config.probe.is_some(),
                 resolved: self
@@ -164,6 +192,7 @@ impl Facts<'_> {
             Upstream {
                 name: upstream.name.clone(),
                 endpoints: endpoints.collect(),
+                removed: changes.removed().collect(),
             }
         });
         upstreams.collect()

@@ -406,11 +406,13 @@ fn sizes(tunables: &Tunables) -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         (name::LISTENERS4, datapath.listeners_max),
         (name::LISTENERS6, datapath.listeners_max),
+        (name::PREFIXES, datapath.prefixes_max),
         (name::LISTENER_TRAFFIC, datapath.listeners_max),
         (name::STEER, datapath.listeners_max),
         (name::UPSTREAMS, datapath.upstreams_max),
         (name::ENDPOINTS, datapath.endpoints_max),
         (name::ENDPOINT_TRAFFIC, datapath.endpoints_max),
+        (name::ENDPOINT_SIGNS, datapath.endpoints_max),
         (name::RINGS, datapath.ring_pages_max),
         (name::STAMPS, datapath.ring_pages_max),
         (name::FLOWS, datapath.nat_flows_max),

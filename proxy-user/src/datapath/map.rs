@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Context, Result, anyhow};
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray};
 use memmap2::{MmapOptions, MmapRaw};
 
 /// Any of our types as aya wants it.
@@ -18,6 +18,8 @@ unsafe impl<T: bytemuck::Pod> aya::Pod for Value<T> {}
 
 pub type Table<K, V> = HashMap<MapData, Value<K>, Value<V>>;
 pub type List<V> = Array<MapData, Value<V>>;
+/// The key is a prefix length and what it is a prefix of.
+pub type Trie<V> = LpmTrie<MapData, [u8; 20], Value<V>>;
 pub type Counters<V> = PerCpuArray<MapData, Value<V>>;
 
 /// The maps of an instance, by name.
@@ -50,6 +52,11 @@ impl Maps {
         name: &'static str,
     ) -> Result<Table<K, V>> {
         Table::try_from(self.take(name)?).with_context(|| format!("the map {name}"))
+    }
+
+    /// A trie of prefixes.
+    pub fn trie<V: bytemuck::Pod>(&mut self, name: &'static str) -> Result<Trie<V>> {
+        Trie::try_from(self.take(name)?).with_context(|| format!("the map {name}"))
     }
 
     /// An array.

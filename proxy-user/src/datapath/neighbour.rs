@@ -1,6 +1,6 @@
 //! Which MAC leads to an endpoint: the kernel resolves it, we keep asking and note what it found.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -16,8 +16,9 @@ const ROUTE_AGE: Duration = Duration::from_secs(10);
 /// to it, so it would forget one that nobody else talks to.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether a neighbour has answered.
-const RESOLVE_PACE: Duration = Duration::from_millis(2);
+/// Routes that are looked up anew, and neighbours that are asked for, in one look: more wait for the next one, for there
+/// may be thousands.
+const PER_LOOK: usize = 1024;
 
 /// The discard port (RFC 863): what is sent there only makes the kernel resolve the neighbour.
 const DISCARD: u16 = 9;
@@ -65,6 +66,16 @@ impl Neighbours {
         self.near = addresses;
     }
 
+    /// The same for one more.
+    pub fn keep_near_too(&mut self, address: IpAddr) {
+        self.near.insert(address);
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&mut self, is_used: impl Fn(IpAddr) -> bool) {
+        self.known.retain(|address, _| is_used(*address));
+    }
+
     /// The gateway that an address is behind, as far as is known.
     pub fn gateway(&self, address: IpAddr) -> Option<IpAddr> {
         let hop = self.known.get(&address)?.hop?;
@@ -107,14 +118,13 @@ impl Neighbours {
             .map(|link| (link.index, link))
             .collect();
         let neighbours = network.neighbours()?;
+        let (mut looks, mut asked) = (0, HashSet::new());
         for address in endpoints {
             let known = self.known.entry(address).or_default();
             let is_gone = |hop: NextHop| hop.ifindex != LOCAL && !links.contains_key(&hop.ifindex);
-            if known.hop.is_some_and(is_gone)
-                || known
-                    .looked
-                    .is_none_or(|at| now.duration_since(at) >= ROUTE_AGE)
-            {
+            let is_old = |at: Instant| now.duration_since(at) >= ROUTE_AGE && looks < PER_LOOK;
+            if known.hop.is_some_and(is_gone) || known.looked.is_none_or(is_old) {
+                looks += 1;
                 known.hop = network.next_hop(address)?;
                 known.looked = Some(now);
             }
@@ -129,15 +139,20 @@ impl Neighbours {
             };
             let proven = neighbour.is_some_and(|neighbour| neighbour.fresh);
             let is_local = known.hop.is_some_and(|hop| hop.ifindex == LOCAL);
-            if known.hop.is_some()
+            let is_due = known
+                .asked
+                .is_none_or(|at| now.duration_since(at) >= ASK_EVERY);
+            if let Some(hop) = known.hop
                 && !is_local
                 && !proven
-                && known
-                    .asked
-                    .is_none_or(|at| now.duration_since(at) >= ASK_EVERY)
+                && is_due
+                && asked.len() < PER_LOOK
             {
                 known.asked = Some(now);
-                ask(address);
+                // Of all behind a gateway one is enough.
+                if asked.insert((hop.ifindex, hop.address)) {
+                    ask(address);
+                }
             }
             known.reach = reach;
             // Once failed it stays so while it is merely asked again.
@@ -152,30 +167,32 @@ impl Neighbours {
         Ok(())
     }
 
-    /// Looks until each of `endpoints` is either reached or known not to be, or `limit` is over: about as long as a
-    /// neighbour takes to answer, for one that does.
+    /// Looks at those of `endpoints` that are not reached; whether each is by now, or is known not to be. One that is there
+    /// answers in a millisecond or two.
     ///
     /// # Errors
     /// As `refresh`.
-    pub fn resolve(
+    pub fn seek(
         &mut self,
         network: &mut Network,
-        endpoints: &BTreeSet<IpAddr>,
-        limit: Duration,
-    ) -> io::Result<()> {
-        let end = Instant::now() + limit;
-        loop {
-            let now = Instant::now();
-            self.refresh(network, endpoints.iter().copied(), now)?;
-            let open = |address: &IpAddr| {
-                let known = self.known.get(address);
-                known.is_some_and(|known| !known.failed && known.reach == Reach::default())
-            };
-            if now >= end || !endpoints.iter().any(open) {
-                return Ok(());
-            }
-            std::thread::sleep(RESOLVE_PACE);
+        endpoints: impl Iterator<Item = IpAddr>,
+    ) -> io::Result<bool> {
+        let is_reached = |known: &Known| known.reach != Reach::default() && known.looked.is_some();
+        let missed: BTreeSet<IpAddr> = endpoints
+            .filter(|address| !self.known.get(address).is_some_and(is_reached))
+            .collect();
+        if missed.is_empty() {
+            return Ok(true);
         }
+        self.refresh(network, missed.iter().copied(), Instant::now())?;
+        let is_open = |address: &IpAddr| {
+            // One that should be near, and is behind a gateway, will not be nearer for waiting.
+            let is_refused = self.near.contains(address) && self.gateway(*address).is_some();
+            let known = self.known.get(address);
+            let is_open = |known: &Known| !known.failed && known.reach == Reach::default();
+            !is_refused && known.is_some_and(is_open)
+        };
+        Ok(!missed.iter().any(is_open))
     }
 }
 

@@ -1,13 +1,17 @@
 //! From what the maps hold to what they shall hold: checked as a whole, then writes in an order that no packet can notice.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod prefix;
+mod ring;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_ebpf::abi::{self, mode, option};
-use proxy_ebpf::maglev::{self, Member};
 use serde::{Deserialize, Serialize};
 
 use super::{Full, address, port};
+use crate::config::ListenAddress;
+pub use ring::{Endpoints, change};
 
 /// Where endpoints expect generic UDP encapsulation (the port that IANA gave it).
 const GUE_PORT: u16 = 6080;
@@ -16,6 +20,7 @@ const GUE_PORT: u16 = 6080;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
     pub listeners: Vec<WantedListener>,
+    pub prefixes: Vec<WantedPrefix>,
     pub upstreams: Vec<WantedUpstream>,
     pub nat: Option<WantedNat>,
     /// Sources of encapsulated packets; at most one of each family.
@@ -34,6 +39,17 @@ pub struct WantedListener {
     /// Index into `Wanted::upstreams`, and the `mode` by which it forwards; `None` = handed up to a worker.
     pub upstream: Option<(usize, u32)>,
     /// Bits of `abi::option`.
+    pub options: u32,
+}
+
+/// An address of a listener that stands for more than would each get an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedPrefix {
+    pub name: String,
+    pub address: ListenAddress,
+    /// As in `WantedListener`.
+    pub protocol: u8,
+    pub upstream: Option<(usize, u32)>,
     pub options: u32,
 }
 
@@ -92,6 +108,7 @@ impl Names {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {
     pub listeners: usize,
+    pub prefixes: u32,
     pub upstreams: u32,
     pub endpoints: u32,
     pub ring_pages: u32,
@@ -112,11 +129,32 @@ pub struct State {
     pub capacity: Capacity,
     pub names: Names,
     pub listeners: BTreeMap<Key, abi::Listener>,
+    pub prefixes: BTreeMap<abi::PrefixKey, abi::Prefix>,
     pub upstreams: BTreeMap<u32, abi::Upstream>,
-    /// By id; the neighbour in them is not this plan's matter.
-    pub endpoints: BTreeMap<u16, SocketAddr>,
+    /// The neighbour in them is not this plan's matter.
+    pub endpoints: Endpoints,
     pub nat: abi::Nat,
     pub tunnel: abi::Tunnel,
+}
+
+impl State {
+    /// Ids of listeners that a packet may find.
+    pub fn listener_ids(&self) -> BTreeSet<u32> {
+        let in_prefixes = self.prefixes.values().flat_map(|prefix| &prefix.ranges);
+        let in_prefixes = in_prefixes.map(|range| range.listener.id);
+        let exact = self.listeners.values().map(|listener| listener.id);
+        exact.chain(in_prefixes).collect()
+    }
+}
+
+/// Ports that can be ours.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PortSets {
+    /// Port 0 among them says that a listener has all ports of its address.
+    pub listener: BTreeSet<u16>,
+    pub nat: Option<(u16, u16)>,
+    /// Ranges; port 0 among them says that there are prefixes.
+    pub prefix: Vec<(u16, u16)>,
 }
 
 /// One write. Each is atomic for a packet, and the state after each is one that a packet may meet.
@@ -137,32 +175,32 @@ pub enum Write {
     Nat(Box<abi::Nat>),
     Tunnel(abi::Tunnel),
     /// Bits of these ports, in addition to those that are set.
-    AddPorts {
-        listener: BTreeSet<u16>,
-        nat: Option<(u16, u16)>,
-    },
+    AddPorts(PortSets),
     /// Counters of a listener begin at 0.
     ResetListener(u32),
     Listener(Key, abi::Listener),
     RemoveListener(Key),
+    Prefix(abi::PrefixKey, Box<abi::Prefix>),
+    RemovePrefix(abi::PrefixKey),
     /// Bits of these ports and of no others.
-    SetPorts {
-        listener: BTreeSet<u16>,
-        nat: Option<(u16, u16)>,
-    },
+    SetPorts(PortSets),
 }
 
-/// Computes the writes from `state` to `wanted`, and the state after them.
+/// Computes the writes from `state` to `wanted`, and the state after them. Rings that are as wanted by what is `in_force`
+/// are left alone.
 ///
 /// # Errors
 /// Something does not fit; then nothing is to be written.
-pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full> {
+pub fn plan(
+    state: &State,
+    wanted: &Wanted,
+    in_force: Option<&Wanted>,
+) -> Result<(Vec<Write>, State), Full> {
     let mut next = Planner {
         state: state.clone(),
         writes: Vec::new(),
-        free_later: Vec::new(),
     };
-    next.upstreams(state, wanted)?;
+    next.upstreams(state, wanted, in_force)?;
     next.nat(wanted)?;
     next.tunnel(wanted);
     next.listeners(state, wanted)?;
@@ -173,13 +211,15 @@ pub fn plan(state: &State, wanted: &Wanted) -> Result<(Vec<Write>, State), Full>
 struct Planner {
     state: State,
     writes: Vec<Write>,
-    /// Runs of pages whose rings a packet may still read until all is written.
-    free_later: Vec<abi::Upstream>,
 }
 
 impl Planner {
-    /// Endpoints, then rings, then upstreams: each before what points at it.
-    fn upstreams(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
+    fn upstreams(
+        &mut self,
+        before: &State,
+        wanted: &Wanted,
+        in_force: Option<&Wanted>,
+    ) -> Result<(), Full> {
         let in_use: BTreeSet<u32> = before.upstreams.keys().copied().collect();
         let names: Vec<&str> = wanted
             .upstreams
@@ -194,115 +234,19 @@ impl Planner {
             &in_use,
         )
         .ok_or(Full::new("upstreams", capacity))?;
-
-        let mut rings = Vec::new();
-        for upstream in &wanted.upstreams {
-            let id = self.state.names.upstreams[&upstream.name];
-            let present = self.state.upstreams.get(&id).copied();
-            rings.push((id, present, self.ring(upstream, present)?));
-        }
-        let mut pointers = Vec::new();
-        for (id, present, (slots, dead)) in rings {
-            let count = slots.len() as u32;
-            let page = match present {
-                // The same size: changed in place, slot by slot, each the old or the new endpoint.
-                Some(old) if old.slots == count => old.page,
-                _ => self.free_run(maglev::ring_pages(count))?,
-            };
-            self.writes.push(Write::Ring {
-                page,
-                slots,
-                before: present,
-                dead,
-            });
-            let entry = abi::Upstream { page, slots: count };
-            if present != Some(entry) {
-                self.free_later.extend(present);
-                self.state.upstreams.insert(id, entry);
-                pointers.push(Write::Upstream(id, entry));
-            }
-        }
-        self.writes.append(&mut pointers);
-        Ok(())
-    }
-
-    /// The owners of an upstream's slots, and who of its endpoints is dead; they get ids. A ring grows by doubling and
-    /// never shrinks, so that each of its slots knows whose flows it has.
-    fn ring(
-        &mut self,
-        upstream: &WantedUpstream,
-        present: Option<abi::Upstream>,
-    ) -> Result<(Vec<u16>, BTreeSet<u16>), Full> {
-        // Where none is healthy all are tried: whichever comes back first then serves at once.
-        let none = !upstream
-            .endpoints
+        let in_force: HashMap<&str, &WantedUpstream> = in_force
             .iter()
-            .any(|endpoint| endpoint.healthy && endpoint.weight > 0);
-        let (mut members, mut dead) = (Vec::new(), BTreeSet::new());
-        for endpoint in &upstream.endpoints {
-            let id = self.endpoint(endpoint.address)?;
-            if endpoint.healthy || none {
-                members.push(Member::new(
-                    id,
-                    address(endpoint.address.ip()),
-                    port(endpoint.address.port()),
-                    endpoint.weight,
-                ));
-            } else {
-                dead.insert(id);
-            }
-        }
-        // The size follows from what is configured, not from what is healthy: health must not move other slots.
-        let count = maglev::ring_slots(upstream.endpoints.len());
-        let count = count.max(present.map_or(0, |present| present.slots));
-        let mut slots = vec![0; count as usize];
-        maglev::fill(&mut members, &mut slots);
-        Ok((slots, dead))
-    }
-
-    /// The id of an endpoint. Ids are never given to another address: flows that nobody ended may still use them.
-    fn endpoint(&mut self, address: SocketAddr) -> Result<u16, Full> {
-        let known = self
-            .state
-            .endpoints
-            .iter()
-            .find(|(_, known)| **known == address);
-        if let Some((id, _)) = known {
-            return Ok(*id);
-        }
-        let capacity = self.state.capacity.endpoints;
-        let last = u16::try_from(capacity.saturating_sub(1)).unwrap_or(u16::MAX);
-        let free = (1..=last).find(|id| !self.state.endpoints.contains_key(id));
-        let id = free.ok_or(Full::new("endpoints", capacity))?;
-        self.state.endpoints.insert(id, address);
-        self.writes.push(Write::Endpoint(id, address));
-        Ok(id)
-    }
-
-    /// The first run of so many pages that no ring holds, nor held when this plan began.
-    fn free_run(&self, pages: u32) -> Result<u32, Full> {
-        let capacity = self.state.capacity.ring_pages;
-        let mut taken: Vec<(u32, u32)> = self
-            .state
-            .upstreams
-            .values()
-            .chain(&self.free_later)
-            .filter(|upstream| upstream.slots > 0)
-            .map(|upstream| (upstream.page, maglev::ring_pages(upstream.slots)))
+            .flat_map(|wanted| &wanted.upstreams)
+            .map(|upstream| (upstream.name.as_str(), upstream))
             .collect();
-        taken.sort_unstable();
-        let mut first = 0;
-        for (page, count) in taken {
-            if page >= first + pages {
-                break;
-            }
-            first = first.max(page + count);
-        }
-        if first + pages > capacity {
-            Err(Full::new("ring_pages", capacity))
-        } else {
-            Ok(first)
-        }
+        let others = wanted
+            .upstreams
+            .iter()
+            .filter(|upstream| in_force.get(upstream.name.as_str()) != Some(upstream));
+        let mut change = change(&self.state, others)?;
+        self.writes.append(&mut change.writes);
+        self.state.take(change);
+        Ok(())
     }
 
     fn nat(&mut self, wanted: &Wanted) -> Result<(), Full> {
@@ -348,16 +292,10 @@ impl Planner {
     fn listeners(&mut self, before: &State, wanted: &Wanted) -> Result<(), Full> {
         let capacity = self.state.capacity.listeners;
         let full = Full::new("listeners", u32::try_from(capacity).unwrap_or(u32::MAX));
-        let in_use: BTreeSet<u32> = before
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
-        let mut names: Vec<&str> = wanted
-            .listeners
-            .iter()
-            .map(|listener| listener.name.as_str())
-            .collect();
+        let in_use = before.listener_ids();
+        let exact = wanted.listeners.iter().map(|listener| &listener.name);
+        let of_prefixes = wanted.prefixes.iter().map(|prefix| &prefix.name);
+        let mut names: Vec<&str> = exact.chain(of_prefixes).map(String::as_str).collect();
         names.dedup();
         let fresh = assign(
             &mut self.state.names.listeners,
@@ -369,6 +307,7 @@ impl Planner {
         self.writes
             .extend(fresh.into_iter().map(Write::ResetListener));
 
+        let prefixes = self.prefix_entries(wanted)?;
         let target = self.listener_entries(wanted);
         let v4 = target.keys().filter(|key| key.address.is_ipv4()).count();
         // Old and new ones are in the map together for a moment.
@@ -379,20 +318,14 @@ impl Planner {
         if v4 + old(true) > capacity || target.len() - v4 + old(false) > capacity {
             return Err(full);
         }
-        // Port 0 among them says that a listener has all ports of its address.
-        let ports: BTreeSet<u16> = target
-            .keys()
-            .filter(|key| key.protocol > 0)
-            .map(|key| key.port)
-            .collect();
-        let nat = wanted
-            .nat
-            .as_ref()
-            .map(|nat| (nat.port_first, nat.port_last));
-        self.writes.push(Write::AddPorts {
-            listener: ports.clone(),
-            nat,
-        });
+        let of_listeners = target.keys().filter(|key| key.protocol > 0);
+        let ports = PortSets {
+            listener: of_listeners.map(|key| key.port).collect(),
+            nat: (wanted.nat.as_ref()).map(|nat| (nat.port_first, nat.port_last)),
+            prefix: prefix::ports(wanted),
+        };
+        self.writes.push(Write::AddPorts(ports.clone()));
+        self.add_prefixes(before, &prefixes);
         for (key, entry) in &target {
             if before.listeners.get(key) != Some(entry) {
                 self.writes.push(Write::Listener(*key, *entry));
@@ -405,11 +338,10 @@ impl Planner {
         {
             self.writes.push(Write::RemoveListener(*key));
         }
-        self.writes.push(Write::SetPorts {
-            listener: ports,
-            nat,
-        });
+        self.remove_prefixes(before, &prefixes);
+        self.writes.push(Write::SetPorts(ports));
         self.state.listeners = target;
+        self.state.prefixes = prefixes;
         self.retire_upstreams(wanted);
         Ok(())
     }
@@ -422,28 +354,18 @@ impl Planner {
                 port: listener.address.port(),
                 protocol: listener.protocol,
             };
-            let id = self
-                .state
-                .names
-                .listeners
-                .get(&listener.name)
-                .copied()
-                .unwrap_or(0);
-            let upstream = listener
-                .upstream
-                .and_then(|(index, mode)| Some((mode, wanted.upstreams.get(index)?)));
-            let (mode, target) = match upstream {
-                Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
-                None => (mode::SERVE, 0),
-            };
-            entries.insert(key, entry(id, mode, target, listener.options));
+            let own = self.listener(&listener.name, listener.upstream, listener.options, wanted);
+            entries.insert(key, own);
             // What has no ports is judged by its address, and dropped only where all that stand there would drop it.
             let place = Key {
                 port: 0,
                 protocol: 0,
                 ..key
             };
-            let dropped = listener.options & option::FRAGMENTS_DROP;
+            let around = wanted.prefixes.iter();
+            let around = around.filter(|prefix| prefix.address.has_ip(key.address));
+            let dropped = around.fold(listener.options, |all, one| all & one.options);
+            let dropped = dropped & option::FRAGMENTS_DROP;
             entries
                 .entry(place)
                 .and_modify(|entry: &mut abi::Listener| entry.options &= dropped)
@@ -463,6 +385,24 @@ impl Planner {
             entries.insert(key, entry(0, mode::NAT_RETURN, index as u32, 0));
         }
         entries
+    }
+
+    /// What the kernel half knows of a listener.
+    fn listener(
+        &self,
+        name: &str,
+        upstream: Option<(usize, u32)>,
+        options: u32,
+        wanted: &Wanted,
+    ) -> abi::Listener {
+        let id = self.state.names.listeners.get(name).copied().unwrap_or(0);
+        let upstream =
+            upstream.and_then(|(index, mode)| Some((mode, wanted.upstreams.get(index)?)));
+        let (mode, target) = match upstream {
+            Some((mode, upstream)) => (mode, self.state.names.upstreams[&upstream.name]),
+            None => (mode::SERVE, 0),
+        };
+        entry(id, mode, target, options)
     }
 
     /// Upstreams that no listener points at any more lose their ring.
@@ -514,23 +454,30 @@ fn assign(
     in_use: &BTreeSet<u32>,
 ) -> Option<Vec<u32>> {
     let mut fresh = Vec::new();
+    let mut free = free_ids(ids, &range, in_use);
     for name in names {
         if ids.contains_key(*name) {
             continue;
         }
-        let taken: BTreeSet<u32> = ids.values().copied().collect();
-        let mut id = range
-            .clone()
-            .find(|id| !taken.contains(id) && !in_use.contains(id));
-        if id.is_none() {
-            ids.retain(|known, _| names.contains(&known.as_str()));
-            let taken: BTreeSet<u32> = ids.values().copied().collect();
-            id = range.clone().find(|id| !taken.contains(id));
-        }
-        ids.insert((*name).to_owned(), id?);
-        fresh.extend(id);
+        let id = free.next().or_else(|| {
+            let wanted: HashSet<&str> = names.iter().copied().collect();
+            ids.retain(|known, _| wanted.contains(known.as_str()));
+            free = free_ids(ids, &range, &BTreeSet::new());
+            free.next()
+        })?;
+        ids.insert((*name).to_owned(), id);
+        fresh.push(id);
     }
     Some(fresh)
+}
+
+fn free_ids(
+    ids: &BTreeMap<String, u32>,
+    range: &std::ops::Range<u32>,
+    in_use: &BTreeSet<u32>,
+) -> impl Iterator<Item = u32> + use<> {
+    let taken: HashSet<u32> = ids.values().chain(in_use).copied().collect();
+    range.clone().filter(move |id| !taken.contains(id))
 }
 
 /// IPv4 first, otherwise in the order written.

@@ -2,23 +2,39 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use proxy_ebpf::abi::{mode, option, protocol};
 
-use super::plan::{Wanted, WantedEndpoint, WantedListener, WantedNat, WantedUpstream};
+use super::plan::{
+    Wanted, WantedEndpoint, WantedListener, WantedNat, WantedPrefix, WantedUpstream,
+};
 use crate::config::{
-    AllDown, Config, Fragments, ListenAddress, ListenerMode, PolicyKind, Protocol, UdpFlows, Via,
+    AllDown, Config, Fragments, ListenAddress, ListenerMode, Nearness, PolicyKind, Protocol,
+    UdpFlows, Via, prefixes,
 };
 use crate::tunable::Tunables;
+use crate::upstream::Upstream;
 
-/// What `config` asks of the kernel half. `is_healthy` is asked for each endpoint; `addresses` are those of the
-/// interfaces that XDP is attached to, which a listener on all addresses stands for.
+/// Which endpoints stand in a ring: those of one upstream, of one family or of both, and what when all are down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RingOf {
+    /// Index in `Config::upstreams`.
+    pub upstream: usize,
+    v4: Option<bool>,
+    all_down: AllDown,
+}
+
+/// What `config` asks of the kernel half with these `upstreams`, and which ring of it is of whom. An endpoint that is
+/// not reached is as good as a dead one. `addresses` are those of the interfaces that XDP is attached to, which a listener on
+/// all addresses stands for.
 pub fn wanted(
     config: &Config,
+    upstreams: &[Arc<Upstream>],
     tunables: &Tunables,
     addresses: &[IpAddr],
-    is_healthy: impl Fn(usize, SocketAddr) -> bool,
-) -> Wanted {
+    is_reached: impl Fn(IpAddr) -> bool,
+) -> (Wanted, Vec<RingOf>) {
     let mut wanted = Wanted {
         nat: nat(config, tunables),
         tunnel: tunnel(config),
@@ -27,7 +43,9 @@ pub fn wanted(
     };
     let mut listeners = Vec::new();
     // Only upstreams that a listener forwards to have a ring: one for each family by NAT, one for both otherwise.
-    let mut rings = HashMap::new();
+    let (mut rings, mut known) = (Vec::new(), HashMap::new());
+    let all = config.listeners.iter().flat_map(|one| &one.addresses);
+    let of_prefixes = prefixes(all);
     for listener in &config.listeners {
         let upstream = match &listener.mode {
             ListenerMode::Serve { .. } => None,
@@ -43,63 +61,98 @@ pub fn wanted(
                 Protocol::Tcp => protocol::TCP,
                 Protocol::Udp => protocol::UDP,
             };
+            let mut way_of = |ip: IpAddr| {
+                let (index, via, all_down) = upstream?;
+                let of = RingOf {
+                    upstream: index,
+                    v4: (!via.crosses_families()).then_some(ip.is_ipv4()),
+                    all_down,
+                };
+                let ring = *known.entry(of).or_insert_with(|| {
+                    let upstream = upstreams.get(index).map(Arc::as_ref);
+                    wanted.upstreams.push(of.ring(upstream, &is_reached));
+                    rings.push(of);
+                    wanted.upstreams.len() - 1
+                });
+                Some((ring, mode_of(via)))
+            };
+            if of_prefixes.contains(address) {
+                wanted.prefixes.push(WantedPrefix {
+                    name: listener.name.clone(),
+                    address: *address,
+                    protocol,
+                    upstream: way_of(address.socket.ip()),
+                    options: options(&listener.mode),
+                });
+                continue;
+            }
             let own = expand(address, addresses);
             let all = own
                 .iter()
                 .flat_map(|ip| address.ports().map(move |port| (*ip, port)));
             for (ip, port) in all {
-                let upstream = upstream.map(|(index, via, all_down)| {
-                    let v4 = (!via.crosses_families()).then_some(ip.is_ipv4());
-                    let ring = *rings.entry((index, v4, all_down)).or_insert_with(|| {
-                        let mut ring = ring(config, index, v4, &is_healthy);
-                        if all_down == AllDown::LastKnown {
-                            keep_when_all_are_down(&mut ring);
-                        }
-                        wanted.upstreams.push(ring);
-                        wanted.upstreams.len() - 1
-                    });
-                    (ring, mode_of(via))
-                });
-                let listener = WantedListener {
+                let one = WantedListener {
                     name: listener.name.clone(),
                     address: SocketAddr::new(ip, port),
                     protocol,
-                    upstream,
+                    upstream: way_of(ip),
                     options: options(&listener.mode),
                 };
-                listeners.push((Nearness::of(address), listener));
+                listeners.push((Nearness::of(address), one));
             }
         }
     }
+    listeners.retain(|(nearness, one)| !is_prefix_nearer(&wanted.prefixes, *nearness, one));
     wanted.listeners = nearest(listeners);
-    wanted
+    (wanted, rings)
 }
 
-/// How closely an address names what it stands for: the longest prefix first, then the fewest ports.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Nearness {
-    /// It is written, and does not stand for all addresses of this host.
-    is_named: bool,
-    prefix_bits: u8,
-    fewness: u16,
-}
-
-impl Nearness {
-    fn of(address: &ListenAddress) -> Self {
-        let ports = match address.port_last {
-            0 => u16::MAX,
-            last => last - address.socket.port(),
+impl RingOf {
+    /// The endpoints as they are now. A ring that goes on when all are down has a name of its own, beside that of a listener
+    /// which would refuse.
+    pub fn ring(
+        self,
+        upstream: Option<&Upstream>,
+        is_reached: impl Fn(IpAddr) -> bool,
+    ) -> WantedUpstream {
+        let of_family = upstream
+            .iter()
+            .flat_map(|upstream| &upstream.endpoints)
+            .filter(|endpoint| self.v4.is_none_or(|v4| endpoint.address.is_ipv4() == v4));
+        let endpoints = of_family.map(|endpoint| WantedEndpoint {
+            address: endpoint.address,
+            weight: endpoint.weight,
+            healthy: endpoint.health().is_healthy() && is_reached(endpoint.address.ip()),
+        });
+        let mut ring = WantedUpstream {
+            // A name of the configuration's has no space in it.
+            name: format!(
+                "{} {}",
+                upstream.map_or("", |upstream| &upstream.name),
+                match self.v4 {
+                    Some(true) => "IPv4",
+                    Some(false) => "IPv6",
+                    None => "all",
+                }
+            ),
+            endpoints: endpoints.collect(),
         };
-        Self {
-            is_named: !address.socket.ip().is_unspecified(),
-            prefix_bits: address.prefix_bits,
-            fewness: u16::MAX - ports,
+        if self.all_down == AllDown::LastKnown {
+            keep_when_all_are_down(&mut ring);
         }
+        ring
     }
+}
 
-    fn is_as_near(self, other: Self) -> bool {
-        (self.is_named, self.prefix_bits) >= (other.is_named, other.prefix_bits)
-    }
+/// Whether one of the prefixes has an address and port of another listener's, and is nearer: the kernel half asks for
+/// single addresses first.
+fn is_prefix_nearer(prefixes: &[WantedPrefix], nearness: Nearness, one: &WantedListener) -> bool {
+    prefixes.iter().any(|prefix| {
+        prefix.protocol == one.protocol
+            && Nearness::of(&prefix.address) > nearness
+            && prefix.address.has_ip(one.address.ip())
+            && prefix.address.has_port(one.address.port())
+    })
 }
 
 /// Where several stand for the same address and port, the nearest is meant; one of all ports has what no other has that is
@@ -151,46 +204,13 @@ const fn options(listener: &ListenerMode) -> u32 {
     }
 }
 
-/// When nobody is said to be healthy, nobody is left out; and such a ring has a name of its own, beside that of a listener
-/// which would refuse.
+/// When nobody is said to be healthy, nobody is left out.
 fn keep_when_all_are_down(ring: &mut WantedUpstream) {
     ring.name.push_str(" kept");
     if ring.endpoints.iter().all(|endpoint| !endpoint.healthy) {
         for endpoint in &mut ring.endpoints {
             endpoint.healthy = true;
         }
-    }
-}
-
-/// The endpoints of an upstream: of one family, or all.
-fn ring(
-    config: &Config,
-    index: usize,
-    v4: Option<bool>,
-    is_healthy: impl Fn(usize, SocketAddr) -> bool,
-) -> WantedUpstream {
-    let upstream = config.upstreams.get(index);
-    let of_family = upstream
-        .iter()
-        .flat_map(|upstream| &upstream.endpoints)
-        .filter(|endpoint| v4.is_none_or(|v4| endpoint.address.is_ipv4() == v4));
-    let endpoints = of_family.map(|endpoint| WantedEndpoint {
-        address: endpoint.address,
-        weight: endpoint.weight,
-        healthy: is_healthy(index, endpoint.address),
-    });
-    WantedUpstream {
-        // A name of the configuration's has no space in it.
-        name: format!(
-            "{} {}",
-            upstream.map_or("", |upstream| &upstream.name),
-            match v4 {
-                Some(true) => "IPv4",
-                Some(false) => "IPv6",
-                None => "all",
-            }
-        ),
-        endpoints: endpoints.collect(),
     }
 }
 
@@ -241,8 +261,20 @@ mod tests {
 
     use super::*;
     use crate::config::{Bundle, load};
+    use crate::upstream;
 
-    fn wanted_of(forward: &str, is_healthy: impl Fn(usize, SocketAddr) -> bool) -> Wanted {
+    fn wanted_from(text: String, is_healthy: impl Fn(SocketAddr) -> bool) -> Wanted {
+        let files = Bundle::of_files([("/c/s.toml", text)]);
+        let loaded = load(&files, Path::new("/c/s.toml"))
+            .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
+        let upstreams = upstream::build(&loaded.config, 1, None);
+        for endpoint in upstreams.iter().flat_map(|upstream| &upstream.endpoints) {
+            endpoint.health().record(is_healthy(endpoint.address), 1, 1);
+        }
+        wanted(&loaded.config, &upstreams, &loaded.tunables, &[], |_| true).0
+    }
+
+    fn wanted_of(forward: &str, is_healthy: impl Fn(SocketAddr) -> bool) -> Wanted {
         let text = format!(
             "[datapath]\ninterfaces = [\"eth0\"]\n\
              [[listener]]\nname = \"one\"\naddress = \"203.0.113.1:53/udp\"\n\
@@ -251,10 +283,7 @@ mod tests {
              forward = {{ upstream = \"u\", via = \"direct\" }}\n\
              [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:53\", \"10.0.0.2:53\"]\n"
         );
-        let files = Bundle::of_files([("/c/s.toml", text)]);
-        let loaded = load(&files, Path::new("/c/s.toml"))
-            .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
-        wanted(&loaded.config, &loaded.tunables, &[], is_healthy)
+        wanted_from(text, is_healthy)
     }
 
     fn healthy(wanted: &Wanted) -> Vec<Vec<bool>> {
@@ -265,8 +294,8 @@ mod tests {
 
     #[test]
     fn when_all_are_down_a_listener_may_go_on_as_if_none_were() {
-        let first = |_, at: SocketAddr| at.ip() == IpAddr::from([10, 0, 0, 1]);
-        let none = |_, _| false;
+        let first = |at: SocketAddr| at.ip() == IpAddr::from([10, 0, 0, 1]);
+        let none = |_| false;
         assert_eq!(healthy(&wanted_of("", none)), [[false, false]]);
         let kept = ", all_down = \"last_known\"";
         // The other listener of the upstream refuses, and so has a ring of its own.
@@ -285,7 +314,7 @@ mod tests {
     #[test]
     fn udp_flows_move_at_once_only_where_the_listener_says_so() {
         let options = |forward| {
-            let wanted = wanted_of(forward, |_, _| true);
+            let wanted = wanted_of(forward, |_| true);
             wanted
                 .listeners
                 .iter()
@@ -316,10 +345,7 @@ mod tests {
             listener("one", "203.0.113.1:80"),
             listener("all", "203.0.113.2:*"),
         );
-        let files = Bundle::of_files([("/c/s.toml", text)]);
-        let loaded = load(&files, Path::new("/c/s.toml"))
-            .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
-        let wanted = wanted(&loaded.config, &loaded.tunables, &[], |_, _| true);
+        let wanted = wanted_from(text, |_| true);
         let mut places: Vec<_> = wanted
             .listeners
             .iter()
@@ -334,5 +360,46 @@ mod tests {
             ("203.0.113.3:80", "prefix"),
         ];
         assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+    }
+
+    #[test]
+    fn a_prefix_leaves_single_addresses_what_they_are_nearer_to_and_no_more() {
+        let listener = |name: &str, address: &str| {
+            format!(
+                "[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n\
+                 forward = {{ upstream = \"u\", via = \"direct\" }}\n"
+            )
+        };
+        let text = format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n{}{}{}{}{}\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:80\"]\n",
+            listener("wide", "203.0.112.0/20:80-81"),
+            listener("near", "203.0.113.1:1-8000"),
+            listener("exact", "203.0.113.1:80"),
+            // Less near than `near` where both have a port.
+            listener("small", "203.0.113.0/31:80"),
+            listener("open", "203.0.114.1:*"),
+        );
+        let wanted = wanted_from(text, |_| true);
+        let mut places: Vec<_> = wanted
+            .listeners
+            .iter()
+            .map(|one| (one.address.to_string(), one.name.as_str()))
+            .collect();
+        places.sort();
+        let expected = [("203.0.113.0:80", "small"), ("203.0.113.1:80", "exact")];
+        assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+        let prefixes: Vec<_> = wanted
+            .prefixes
+            .iter()
+            .map(|one| one.name.as_str())
+            .collect();
+        assert_eq!(prefixes, ["wide", "near", "open"]);
+        assert!(
+            wanted
+                .prefixes
+                .iter()
+                .all(|one| one.upstream == Some((0, mode::DIRECT)))
+        );
     }
 }

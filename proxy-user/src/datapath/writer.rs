@@ -3,9 +3,11 @@
 mod bans;
 mod counts;
 mod entry;
+mod reach;
+mod retire;
 mod ring;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -13,21 +15,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use proxy_ebpf::abi::{self, name};
 
-use super::map::{Counters, List, Maps, Memory, Table, Value};
+use super::map::{Counters, List, Maps, Memory, Table, Trie, Value};
 use super::neighbour::{Neighbours, Reach};
 use super::network::Network;
-use super::plan::{self, Capacity, Key, Names, State, Wanted, Write};
-use super::wanted::wanted;
-use super::{Interface, address, ip, port};
-use crate::config::{Config, Endpoint, ListenerMode, Upstream, Via};
+use super::plan::{
+    self, Capacity, Endpoints, Key, Names, PortSets, State, Wanted, WantedUpstream, Write,
+};
+use super::wanted::{RingOf, wanted};
+use super::{Interface, ip, port};
+use crate::config::Via;
 use crate::offload::now_ns;
-use crate::tunable::Tunables;
+use crate::snapshot::Snapshot;
 pub use bans::Ban;
 pub use counts::Counts;
-use entry::{bits, change, key_of, reset};
-
-/// How long a reload waits for neighbours that it has not heard of. One that is there answers in a millisecond or two.
-const RESOLVE_LIMIT: Duration = Duration::from_millis(500);
+use entry::{bits, change, key_of, prefix_of, reset, trie_key};
+use retire::Retired;
 
 /// The rule of what an operator bans by hand.
 const OPERATOR: &str = "operator";
@@ -35,6 +37,7 @@ const OPERATOR: &str = "operator";
 /// Offset of words in `abi::Guard` and `abi::Ports`.
 const GUARD_FILTER_AT: usize = 1;
 const NAT_PORTS_AT: usize = 1024;
+const PREFIX_PORTS_AT: usize = 2048;
 
 /// The maps of an instance, and what stands in them.
 pub struct Writer {
@@ -44,13 +47,20 @@ pub struct Writer {
     stamps: Memory,
     /// How long a slot's earlier owner is remembered after it was last needed, in the unit of stamps.
     idle_stamps: u16,
+    /// The longest idle limit of a flow.
+    idle: Duration,
+    retired: BTreeMap<u16, Retired>,
+    /// When ids are looked for next.
+    retire_at: Instant,
     nat: Memory,
     tunnel: Memory,
     guard: Memory,
     listeners4: Table<abi::ListenerKey4, abi::Listener>,
     listeners6: Table<abi::ListenerKey6, abi::Listener>,
+    prefixes: Trie<abi::Prefix>,
     upstreams: List<abi::Upstream>,
     endpoints: List<abi::Endpoint>,
+    moved: Table<abi::FlowKey, u64>,
     flows: Table<abi::FlowKey, u64>,
     nat_flows: List<abi::NatFlow>,
     bans: Table<abi::Address, abi::Ban>,
@@ -59,31 +69,22 @@ pub struct Writer {
     verdicts: Counters<u64>,
     listener_traffic: Counters<abi::Traffic>,
     endpoint_traffic: Counters<abi::Traffic>,
+    endpoint_signs: Counters<abi::Signs>,
     network: Network,
     neighbours: Neighbours,
     /// How each endpoint is reached by what stands in the map.
     reaches: BTreeMap<u16, Reach>,
     interfaces: Vec<u32>,
-    /// What was wanted last, and is in force.
-    in_force: Option<Wanted>,
+    in_force: Option<InForce>,
     flows_counted: Option<(Instant, u64)>,
 }
 
-/// Endpoints that a listener forwards to in this way, each with its upstream.
-fn sent_to(config: &Config, by: Via) -> impl Iterator<Item = (&Upstream, &Endpoint)> {
-    let upstreams = config
-        .listeners
-        .iter()
-        .filter_map(move |listener| match listener.mode {
-            ListenerMode::Forward { upstream, via, .. } if via == by => {
-                config.upstreams.get(upstream)
-            }
-            _ => None,
-        });
-    upstreams.flat_map(|upstream| {
-        let endpoints = upstream.endpoints.iter();
-        endpoints.map(move |endpoint| (upstream, endpoint))
-    })
+/// What was wanted last, and is in force.
+struct InForce {
+    wanted: Wanted,
+    /// Of whom each ring is, by index in `wanted.upstreams`.
+    rings: Vec<RingOf>,
+    ways: HashSet<(usize, Via)>,
 }
 
 impl Writer {
@@ -99,6 +100,7 @@ impl Writer {
         let mut maps = Maps(descriptors);
         let capacity = Capacity {
             listeners: maps.entries(name::LISTENERS4)? as usize,
+            prefixes: maps.entries(name::PREFIXES)?,
             upstreams: maps.entries(name::UPSTREAMS)?,
             endpoints: maps.entries(name::ENDPOINTS)?,
             ring_pages: maps.entries(name::RINGS)?,
@@ -110,13 +112,18 @@ impl Writer {
             rings: maps.memory(name::RINGS)?,
             stamps: maps.memory(name::STAMPS)?,
             idle_stamps: ring::IDLE_STAMPS_MAX,
+            idle: Duration::MAX,
+            retired: BTreeMap::new(),
+            retire_at: Instant::now(),
             nat: maps.memory(name::NAT)?,
             tunnel: maps.memory(name::TUNNEL)?,
             guard: maps.memory(name::GUARD)?,
             listeners4: maps.table(name::LISTENERS4)?,
             listeners6: maps.table(name::LISTENERS6)?,
+            prefixes: maps.trie(name::PREFIXES)?,
             upstreams: maps.list(name::UPSTREAMS)?,
             endpoints: maps.list(name::ENDPOINTS)?,
+            moved: maps.table(name::MOVED)?,
             flows: maps.table(name::FLOWS)?,
             nat_flows: maps.list(name::NAT_FLOWS)?,
             bans: maps.table(name::BANS)?,
@@ -124,6 +131,7 @@ impl Writer {
             verdicts: maps.counters(name::VERDICTS)?,
             listener_traffic: maps.counters(name::LISTENER_TRAFFIC)?,
             endpoint_traffic: maps.counters(name::ENDPOINT_TRAFFIC)?,
+            endpoint_signs: maps.counters(name::ENDPOINT_SIGNS)?,
             network: Network::open().context("open a netlink socket")?,
             neighbours: Neighbours::default(),
             reaches: BTreeMap::new(),
@@ -134,8 +142,9 @@ impl Writer {
                 capacity,
                 names: names.within(&capacity),
                 listeners: BTreeMap::new(),
+                prefixes: BTreeMap::new(),
                 upstreams: BTreeMap::new(),
-                endpoints: BTreeMap::new(),
+                endpoints: Endpoints::default(),
                 nat: bytemuck::Zeroable::zeroed(),
                 tunnel: bytemuck::Zeroable::zeroed(),
             },
@@ -147,8 +156,9 @@ impl Writer {
     /// Reads from the maps what they say.
     fn read_state(&mut self) -> Result<()> {
         self.state.listeners.clear();
+        self.state.prefixes.clear();
         self.state.upstreams.clear();
-        self.state.endpoints.clear();
+        self.state.endpoints = Endpoints::default();
         for entry in self.listeners4.iter() {
             let (Value(key), Value(listener)) = entry?;
             self.state.listeners.insert(
@@ -163,13 +173,17 @@ impl Writer {
                 listener,
             );
         }
+        for entry in self.prefixes.iter() {
+            let (key, Value(prefix)) = entry?;
+            self.state.prefixes.insert(prefix_of(&key), prefix);
+        }
         for (id, entry) in (0..).zip(self.upstreams.iter()) {
             let Value(upstream) = entry?;
             if upstream.slots > 0 {
                 self.state.upstreams.insert(id, upstream);
             }
         }
-        // Ids are given in order and never taken back, so what follows the first that is free is free too.
+        // Ids are given in order and stay written, so what follows the first that is free is free too.
         for (id, entry) in (0..=u16::MAX).zip(self.endpoints.iter()).skip(1) {
             let Value(endpoint) = entry?;
             if endpoint.port == [0; 2] {
@@ -226,89 +240,85 @@ impl Writer {
         &self.state.names
     }
 
-    /// Makes the maps say what `config` says: all of it, or nothing. An endpoint whose neighbour does not answer gets
-    /// no new flows while there are others, for Linux would answer them with a reset.
-    ///
-    /// Waits up to half a second for neighbours of endpoints that are new.
+    /// Makes the maps say what `snapshot` says: all of it, or nothing. An endpoint whose neighbour is not known, see `seek`,
+    /// gets no new flows while there are others, for Linux would answer them with a reset.
     ///
     /// # Errors
     /// It does not fit, or NAT would change under living flows; then nothing was written. What the system says about a
     /// write that it refuses; then what was in force before is written again.
-    pub fn apply(
-        &mut self,
-        config: &Config,
-        tunables: &Tunables,
-        is_healthy: impl Fn(usize, SocketAddr) -> bool,
-    ) -> Result<()> {
+    pub fn apply(&mut self, snapshot: &Snapshot) -> Result<()> {
         let addresses = self.own_addresses()?;
-        self.resolve(config)?;
-        self.check_links(config)?;
-        let usable = |upstream, at: SocketAddr| {
-            is_healthy(upstream, at) && self.neighbours.reach(at.ip()) != Reach::default()
-        };
-        self.idle_stamps = ring::idle_stamps(tunables.flow.tcp_idle_timeout);
-        let wanted = wanted(config, tunables, &addresses, usable);
-        let (writes, next) = plan::plan(&self.state, &wanted)?;
+        let ways = reach::ways(&snapshot.config);
+        for (upstream, via) in &ways {
+            if let Some(upstream) = snapshot.upstreams.get(*upstream) {
+                reach::check_links(self, upstream, *via)?;
+            }
+        }
+        let is_reached = |ip| self.neighbours.reach(ip) != Reach::default();
+        let limits = &snapshot.tunables.flow;
+        self.idle_stamps = ring::idle_stamps(limits.tcp_idle_timeout);
+        self.idle = limits.tcp_idle_timeout.max(limits.udp_idle_timeout);
+        let (wanted, rings) = wanted(
+            &snapshot.config,
+            &snapshot.upstreams,
+            &snapshot.tunables,
+            &addresses,
+            is_reached,
+        );
+        let in_force = self.in_force.as_ref().map(|in_force| &in_force.wanted);
+        let (writes, next) = plan::plan(&self.state, &wanted, in_force)?;
         if !plan::keeps_flows(&self.state.nat, &next.nat) {
             self.forget_flows()?;
         }
-        if let Err(error) = self.perform(writes, next) {
-            return Err(self.take_back(error));
+        match self.perform(writes) {
+            Ok(()) => self.state = next,
+            Err(error) => return Err(self.take_back(error)),
         }
-        self.in_force = Some(wanted);
-        self.write_reaches().map(drop)
+        self.in_force = Some(InForce {
+            wanted,
+            rings,
+            ways,
+        });
+        let endpoints: Vec<_> = self.state.endpoints.iter().collect();
+        self.write_reaches(endpoints).map(drop)
     }
 
-    /// Waits for the neighbours of endpoints that listeners forward to.
-    fn resolve(&mut self, config: &Config) -> Result<()> {
-        let forwarded = config
-            .listeners
-            .iter()
-            .filter_map(|listener| match listener.mode {
-                ListenerMode::Forward { upstream, .. } => config.upstreams.get(upstream),
-                ListenerMode::Serve { .. } => None,
-            });
-        let endpoints = forwarded.flat_map(|upstream| &upstream.endpoints);
-        let addresses = endpoints.map(|endpoint| endpoint.address.ip()).collect();
-        let near = sent_to(config, Via::Direct).map(|(_, endpoint)| endpoint.address.ip());
-        self.neighbours.keep_near(near.collect());
-        self.neighbours
-            .resolve(&mut self.network, &addresses, RESOLVE_LIMIT)
-            .context("read the neighbours of this host")
-    }
-
-    /// A packet that goes to a MAC as it came would come back from a gateway, for it carries our own address. One with
-    /// another address cannot be given to Linux on this host: its answer would not come by us.
-    fn check_links(&self, config: &Config) -> Result<()> {
-        for (upstream, endpoint) in sent_to(config, Via::Nat) {
-            if self.neighbours.is_local(endpoint.address.ip()) {
-                bail!(
-                    "the endpoint {} of `{}` is this host itself, and a listener forwards there via nat: \
-                     let the server listen on the listener's address, and reach it via direct",
-                    endpoint.address,
-                    upstream.name
-                );
-            }
+    /// Makes the rings of one upstream, by its index, have its endpoints as they are now: who there is, weights, health,
+    /// neighbours. All else stays as it is.
+    ///
+    /// # Errors
+    /// As `apply`.
+    pub fn change(&mut self, snapshot: &Snapshot, upstream: usize) -> Result<()> {
+        let (Some(in_force), Some(one)) = (&self.in_force, snapshot.upstreams.get(upstream)) else {
+            return Ok(());
+        };
+        for (_, via) in in_force.ways.iter().filter(|(of, _)| *of == upstream) {
+            reach::check_links(self, one, *via)?;
         }
-        for (upstream, endpoint) in sent_to(config, Via::Direct) {
-            if let Some(gateway) = self.neighbours.gateway(endpoint.address.ip()) {
-                bail!(
-                    "the endpoint {} of `{}` is behind the gateway {gateway}, and a listener forwards there via direct: \
-                     such an endpoint is on a link of this host; reach it via ipip, gue or nat",
-                    endpoint.address,
-                    upstream.name
-                );
+        let is_reached = |ip| self.neighbours.reach(ip) != Reach::default();
+        let rings = in_force.rings.iter().zip(&in_force.wanted.upstreams);
+        let changed: Vec<(usize, WantedUpstream)> = (0..)
+            .zip(rings)
+            .filter(|(_, (of, _))| of.upstream == upstream)
+            .map(|(at, (of, before))| (at, of.ring(Some(one), is_reached), before))
+            .filter(|(_, ring, before)| ring != *before)
+            .map(|(at, ring, _)| (at, ring))
+            .collect();
+        let mut change = plan::change(&self.state, changed.iter().map(|(_, ring)| ring))?;
+        match self.perform(std::mem::take(&mut change.writes)) {
+            Ok(()) => self.state.take(change),
+            Err(error) => return Err(self.take_back(error)),
+        }
+        if let Some(in_force) = &mut self.in_force {
+            for (at, ring) in changed {
+                in_force.wanted.upstreams[at] = ring;
             }
         }
         Ok(())
     }
 
-    fn perform(&mut self, writes: Vec<Write>, next: State) -> Result<()> {
-        for write in writes {
-            self.write(write)?;
-        }
-        self.state = next;
-        Ok(())
+    fn perform(&mut self, writes: Vec<Write>) -> Result<()> {
+        writes.into_iter().try_for_each(|write| self.write(write))
     }
 
     /// After a write that failed: what was in force is written again. Answers the error, with what became of that.
@@ -328,8 +338,10 @@ impl Writer {
         let Some(before) = &self.in_force else {
             return Ok(());
         };
-        let (writes, next) = plan::plan(&self.state, before)?;
-        self.perform(writes, next)
+        let (writes, next) = plan::plan(&self.state, &before.wanted, None)?;
+        self.perform(writes)?;
+        self.state = next;
+        Ok(())
     }
 
     /// Addresses of the interfaces that XDP is attached to.
@@ -350,7 +362,8 @@ impl Writer {
             Write::Endpoint(id, at) => {
                 self.write_endpoint(id, at, self.neighbours.reach(at.ip()))?;
                 // Traffic of whoever had the id before, in another life of the pins.
-                Ok(reset(&mut self.endpoint_traffic, u32::from(id))?)
+                reset(&mut self.endpoint_traffic, u32::from(id))?;
+                Ok(reset(&mut self.endpoint_signs, u32::from(id))?)
             }
             Write::Ring {
                 page,
@@ -374,17 +387,25 @@ impl Writer {
                 self.tunnel.write(0, &words);
                 Ok(())
             }
-            Write::AddPorts { listener, nat } => {
-                self.write_ports(&listener, nat, true);
+            Write::AddPorts(ports) => {
+                self.write_ports(&ports, true);
                 Ok(())
             }
-            Write::SetPorts { listener, nat } => {
-                self.write_ports(&listener, nat, false);
+            Write::SetPorts(ports) => {
+                self.write_ports(&ports, false);
                 Ok(())
             }
             Write::ResetListener(id) => Ok(reset(&mut self.listener_traffic, id)?),
             Write::Listener(key, entry) => self.write_listener(key, Some(entry)),
             Write::RemoveListener(key) => self.write_listener(key, None),
+            Write::Prefix(key, prefix) => {
+                let written = self.prefixes.insert(&trie_key(&key), Value(*prefix), 0);
+                written.context("write a prefix")
+            }
+            Write::RemovePrefix(key) => {
+                let removed = self.prefixes.remove(&trie_key(&key));
+                removed.context("remove a prefix")
+            }
         }
     }
 
@@ -403,13 +424,14 @@ impl Writer {
         self.nat.write(gate, &words[gate..=gate]);
     }
 
-    fn write_ports(&self, listener: &BTreeSet<u16>, nat: Option<(u16, u16)>, keep: bool) {
-        let nat_ports = nat.into_iter().flat_map(|(first, last)| first..=last);
-        let halves = [
-            (0, bits(listener.iter().copied())),
-            (NAT_PORTS_AT, bits(nat_ports)),
+    fn write_ports(&self, ports: &PortSets, keep: bool) {
+        let ranges = |ranges: &[(u16, u16)]| bits(ranges.iter().flat_map(|(a, b)| *a..=*b));
+        let parts = [
+            (0, bits(ports.listener.iter().copied())),
+            (NAT_PORTS_AT, ranges(ports.nat.as_slice())),
+            (PREFIX_PORTS_AT, ranges(&ports.prefix)),
         ];
-        for (at, mut words) in halves {
+        for (at, mut words) in parts {
             if keep {
                 for (word, old) in words.iter_mut().zip(&self.ports.words()[at..]) {
                     *word |= old.load(std::sync::atomic::Ordering::Relaxed);
@@ -476,70 +498,5 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    /// Looks again how each endpoint is reached; to be called about once a second. Answers whether there are endpoints
-    /// that can now be reached and could not, or the reverse: then it is time to apply again.
-    ///
-    /// # Errors
-    /// rtnetlink or a map does not answer.
-    pub fn refresh_neighbours(&mut self) -> Result<bool> {
-        self.clean_slots();
-        let addresses: BTreeSet<IpAddr> =
-            self.state.endpoints.values().map(SocketAddr::ip).collect();
-        self.neighbours
-            .refresh(&mut self.network, addresses.into_iter(), Instant::now())
-            .context("read the neighbours of this host")?;
-        self.write_reaches()
-    }
-
-    /// Writes how endpoints are reached, where that has changed; answers whether one came or went.
-    fn write_reaches(&mut self) -> Result<bool> {
-        let mut moved = false;
-        for (id, at) in self.state.endpoints.clone() {
-            let reach = self.neighbours.reach(at.ip());
-            let before = self.reaches.get(&id).copied().unwrap_or_default();
-            if reach != before {
-                self.write_endpoint(id, at, reach)?;
-                moved |= (reach == Reach::default()) != (before == Reach::default());
-            }
-        }
-        Ok(moved)
-    }
-
-    fn write_endpoint(&mut self, id: u16, at: SocketAddr, reach: Reach) -> Result<()> {
-        let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
-        entry.address = address(at.ip());
-        entry.port = port(at.port());
-        // Away first, so that no packet leaves with half of one neighbour's MAC and half of another's.
-        self.set_endpoint(id, entry)?;
-        if reach != Reach::default() {
-            entry.mac = reach.mac;
-            entry.source_mac = reach.source_mac;
-            entry.mtu_bytes = reach.mtu_bytes;
-            entry.plain_mtu_bytes = reach.plain_mtu_bytes;
-            entry.back_mtu_bytes = reach.back_mtu_bytes;
-            self.set_endpoint(id, entry)?;
-            entry.ifindex = reach.ifindex;
-            self.set_endpoint(id, entry)?;
-        }
-        self.reaches.insert(id, reach);
-        Ok(())
-    }
-
-    fn set_endpoint(&mut self, id: u16, entry: abi::Endpoint) -> Result<()> {
-        self.endpoints
-            .set(u32::from(id), Value(entry), 0)
-            .context("write an endpoint")
-    }
-
-    /// Whether the neighbour of each endpoint is resolved.
-    pub fn resolved(&self) -> BTreeMap<SocketAddr, bool> {
-        let resolved = |id: &u16| self.reaches.get(id).is_some_and(|reach| reach.ifindex != 0);
-        self.state
-            .endpoints
-            .iter()
-            .map(|(id, at)| (*at, resolved(id)))
-            .collect()
     }
 }

@@ -9,12 +9,11 @@ use crate::config::{AccessLog, Config};
 use crate::net::{self, Instant};
 use crate::snapshot::Snapshot;
 
-/// Of the present exchange of a client.
 #[derive(Default)]
 pub(super) struct Notes {
-    started: Cell<Instant>,
+    started: Instant,
     /// There is an access log: moments are noted.
-    is_timed: Cell<bool>,
+    is_timed: bool,
     /// The status that was sent; 0 as long as none was.
     pub status: Cell<u16>,
     /// Why it was refused, or broke off; empty: it was not.
@@ -49,31 +48,24 @@ const NOTED: [Span; 4] = [Span::Head, Span::Route, Span::Connect, Span::FirstByt
 const NEVER: u32 = u32::MAX;
 
 impl Notes {
-    /// Forgets the exchange before.
-    pub fn begin(&self, snapshot: &Snapshot) {
-        self.started.set(net::now());
-        self.is_timed.set(snapshot.config.access_log.is_some());
-        self.status.set(0);
-        self.reason.set("");
-        self.is_asked.set(false);
-        self.route.set(None);
-        self.endpoint.set(None);
-        self.is_reused.set(false);
-        self.is_answered.set(false);
-        self.retries.set(0);
-        self.received_bytes.set(0);
-        self.sent_bytes.set(0);
-        self.ends_us.iter().for_each(|end| end.set(NEVER));
+    /// Of an exchange that begins now.
+    pub fn new(snapshot: &Snapshot) -> Self {
+        Self {
+            started: net::now(),
+            is_timed: snapshot.config.access_log.is_some(),
+            ends_us: [const { Cell::new(NEVER) }; NOTED.len()],
+            ..Self::default()
+        }
     }
 
     pub fn started(&self) -> Instant {
-        self.started.get()
+        self.started
     }
 
     /// A part of the exchange has ended now.
     pub fn end(&self, span: Span) {
-        if self.is_timed.get() {
-            let took = net::now().since(self.started.get());
+        if self.is_timed {
+            let took = net::now().since(self.started);
             let noted = NOTED.iter().zip(&self.ends_us);
             for (_, end) in noted.filter(|(noted, _)| **noted == span) {
                 end.set(microseconds(took).min(NEVER - 1));
@@ -94,7 +86,7 @@ impl Notes {
         durations[Span::Accept as usize] = opening.map(|opening| opening.accept_us);
         durations[Span::Tls as usize] = opening.and_then(|opening| opening.tls_us);
         let mut before = 0;
-        let total = microseconds(net::now().since(self.started.get()));
+        let total = microseconds(net::now().since(self.started));
         for (span, end) in NOTED.iter().zip(&self.ends_us) {
             if end.get() != NEVER {
                 durations[*span as usize] = Some(end.get().saturating_sub(before));
@@ -121,6 +113,7 @@ pub(super) struct Logged<'e> {
     pub client: &'e mut Client,
     /// Index in `Config::listeners`.
     pub listener: usize,
+    pub notes: &'e Notes,
 }
 
 impl Drop for Logged<'_> {
@@ -133,7 +126,7 @@ impl Drop for Logged<'_> {
 
 impl Logged<'_> {
     fn log(&self, access_log: &AccessLog) {
-        let (config, notes) = (&self.snapshot.config, &self.client.notes);
+        let (config, notes) = (&self.snapshot.config, self.notes);
         let tunables = &self.snapshot.tunables.log;
         // A connection that ended before a request has none.
         if !notes.is_asked.get() && notes.status.get() == 0 {
@@ -159,14 +152,14 @@ impl Logged<'_> {
 
     /// The route has the last word, where there is one.
     fn is_logged(&self, config: &Config) -> bool {
-        let route = self.client.notes.route.get();
+        let route = self.notes.route.get();
         let of_route = route.and_then(|route| config.routes.get(route as usize)?.is_logged);
         let listener = config.listeners.get(self.listener);
         of_route.unwrap_or_else(|| listener.is_none_or(|listener| listener.is_logged))
     }
 
     fn entry<'e>(&'e self, config: &'e Config) -> Entry<'e> {
-        let (client, notes) = (&*self.client, &self.client.notes);
+        let (client, notes) = (&*self.client, self.notes);
         let route = notes.route.get();
         let route = route.and_then(|route| config.routes.get(route as usize));
         let upstream = notes.endpoint.get().and_then(|(upstream, endpoint)| {

@@ -16,8 +16,11 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 pub fn faults(config: &Config, tunables: &Tunables, instance: &str) -> Vec<Diagnostic> {
     let mut faults = Vec::new();
     faults.extend(old_kernel(&release()));
-    if let Err(error) = net::probe() {
-        faults.push(Diagnostic::error(error.to_string()));
+    if let Err(refused) = net::choose(tunables.net.backend) {
+        faults.push(
+            Diagnostic::error(refused.to_string())
+                .help("or let net.backend be \"auto\", and workers use epoll"),
+        );
     }
     faults.extend(access_log::fault(config));
     if has_datapath(config) {
@@ -25,6 +28,16 @@ pub fn faults(config: &Config, tunables: &Tunables, instance: &str) -> Vec<Diagn
     }
     faults.extend(few_descriptors(tunables));
     faults
+}
+
+/// A warning where workers will use epoll because io_uring is refused; when they do, the daemon says so itself.
+pub fn second_choice(tunables: &Tunables) -> Option<Diagnostic> {
+    let refused = net::choose(tunables.net.backend).ok()?.refused?;
+    Some(
+        Diagnostic::warning(format!("workers will use epoll: {refused}")).help(
+            "it serves the same, at more cost; with net.backend = \"epoll\" nothing is said of it",
+        ),
+    )
 }
 
 fn datapath_faults(

@@ -1,6 +1,6 @@
 //! Listening sockets: opened by the keeper, named by their address, kept over reloads and daemons.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,9 +10,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::config::{Config, Diagnostic, ListenerMode, Protocol};
 
-/// How long a start waits for a port that is taken: of a daemon that was killed, the kernel closes sockets a moment later than
+/// How long the start of a keeper waits for a port that is taken: of a daemon that was killed, the kernel closes sockets a moment later than
 /// the process ends, once its urings are gone.
-const RELEASE_MAX: Duration = Duration::from_secs(2);
+pub const RELEASE_MAX: Duration = Duration::from_secs(2);
 const RELEASE_STEP: Duration = Duration::from_millis(20);
 
 /// For each address a socket for each worker.
@@ -34,7 +34,7 @@ impl Sockets {
     }
 
     /// Opens what `config` names and we have not. All are bound before one listens: what cannot be bound is found out
-    /// while nobody has noticed anything. Where nothing is open yet, a port that is taken gets two seconds to become free.
+    /// while nobody has noticed anything. A port that is taken gets `patience` to become free.
     ///
     /// # Errors
     /// For each address that cannot be listened on, why.
@@ -43,13 +43,10 @@ impl Sockets {
         config: &Config,
         workers: usize,
         backlog: u32,
+        patience: Duration,
     ) -> Result<Self, Vec<Diagnostic>> {
         let mut bound: Vec<(SocketAddr, Vec<Socket>)> = Vec::new();
         let mut faults = Vec::new();
-        let patience = match self.0.is_empty() {
-            true => RELEASE_MAX,
-            false => Duration::ZERO,
-        };
         let deadline = Instant::now() + patience;
         for address in Self::wanted(config) {
             if self.0.contains_key(&address) {
@@ -81,7 +78,7 @@ impl Sockets {
 
     /// Addresses that `config` does not name any more.
     pub fn surplus(&self, config: &Config) -> Vec<SocketAddr> {
-        let wanted = Self::wanted(config);
+        let wanted: HashSet<SocketAddr> = Self::wanted(config).into_iter().collect();
         self.0
             .keys()
             .filter(|address| !wanted.contains(address))
@@ -223,12 +220,14 @@ mod tests {
     fn each_worker_gets_a_socket_and_a_reload_keeps_it() -> io::Result<()> {
         let (one, two) = (free_address()?, free_address()?);
         let mut sockets = Sockets::default();
-        let opened = sockets.open_missing(&config(&[one]), 3, 16).expect("free");
+        let opened = sockets
+            .open_missing(&config(&[one]), 3, 16, Duration::ZERO)
+            .expect("free");
         sockets.extend(opened);
         assert_eq!(sockets.each().count(), 3);
         TcpStream::connect(one)?;
         let added = sockets
-            .open_missing(&config(&[one, two]), 3, 16)
+            .open_missing(&config(&[one, two]), 3, 16, Duration::ZERO)
             .expect("free");
         assert_eq!(
             added.iter().map(|(address, _)| address).collect::<Vec<_>>(),
@@ -248,7 +247,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(200));
             drop(other);
         });
-        let sockets = Sockets::default().open_missing(&config(&[address]), 1, 16);
+        let sockets = Sockets::default().open_missing(&config(&[address]), 1, 16, RELEASE_MAX);
         assert!(sockets.is_ok(), "{sockets:?}");
         assert!(releasing.join().is_ok());
         Ok(())
@@ -260,7 +259,7 @@ mod tests {
         let address = taken.local_addr()?;
         let free = free_address()?;
         let faults = Sockets::default()
-            .open_missing(&config(&[free, address]), 2, 16)
+            .open_missing(&config(&[free, address]), 2, 16, Duration::ZERO)
             .expect_err("taken");
         assert_eq!(faults.len(), 1);
         assert!(

@@ -20,6 +20,7 @@ use super::signal::Signals;
 use super::sockets::Sockets;
 use super::{AdminSocket, Settings, access_log, tell};
 use crate::config::{Bundle, Config, ListenerMode, Loaded};
+use crate::control::Changes;
 use crate::control::message::{Memory, ToDaemon};
 use crate::datapath::Kernel;
 use crate::tunable::Tunables;
@@ -40,6 +41,10 @@ const LIVED: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// And after the kernel refused to have XDP on one: it is not told every second.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often a daemon may have its files read again, or what it remembers written: more often nobody needs it, and a
+/// daemon that is a stranger's own by now would keep us from all else.
+const HEED_EVERY: Duration = Duration::from_millis(100);
 
 /// The file that remembers ids beside the pins.
 const MEMORY_FILE: &str = "memory.json";
@@ -95,6 +100,12 @@ pub(super) struct Keeper {
     pending: Option<Pending>,
     reload_again: bool,
     memory: Memory,
+    /// When what the daemon asked for is done: its memory written, its files read again.
+    write_at: Option<Instant>,
+    reload_at: Option<Instant>,
+    /// When such was done last.
+    written: Option<Instant>,
+    reloaded: Option<Instant>,
     restarts: u64,
     backoff: Duration,
     restart_at: Option<Instant>,
@@ -112,6 +123,7 @@ impl Keeper {
         // What was set at run time ends with the keeper; ids live as long as the pins.
         let memory = Memory {
             runtime: Vec::new(),
+            endpoints: Changes::default(),
             ..memory.unwrap_or_default()
         };
         let look_at = held.kernel.is_some().then(Instant::now);
@@ -125,6 +137,10 @@ impl Keeper {
             pending: None,
             reload_again: false,
             memory,
+            write_at: None,
+            reload_at: None,
+            written: None,
+            reloaded: None,
             restarts: 0,
             backoff: Duration::ZERO,
             restart_at: None,
@@ -192,6 +208,8 @@ impl Keeper {
             self.restart_at,
             self.ending,
             self.look_at,
+            self.write_at,
+            self.reload_at,
         ];
         let next = deadlines.into_iter().flatten().min();
         let timeout = next.map_or(PollTimeout::NONE, |at| {
@@ -276,6 +294,9 @@ impl Keeper {
     /// What ends with us; the kernel half does not.
     fn clean_up(&mut self) {
         self.daemon = None;
+        if self.write_at.take().is_some() {
+            self.write_memory();
+        }
         let forwards = |now: &Generation| {
             now.config
                 .listeners

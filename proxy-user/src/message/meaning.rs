@@ -23,6 +23,8 @@ pub(super) struct Meaning<'b> {
     pub has_date: bool,
     /// `Connection` options seen.
     options: u32,
+    /// Which of [`Known::Single`] were seen, a bit each.
+    singles: u8,
 }
 
 /// More options than this in one head are an attack on whoever compares them with the fields.
@@ -45,7 +47,17 @@ impl<'b> Meaning<'b> {
                 return Ok(true);
             }
             // They mean something in requests only.
-            Known::Host | Known::Expect | Known::Claim if kind == Kind::Response => {
+            Known::Host | Known::Expect | Known::Claim | Known::Single(_)
+                if kind == Kind::Response =>
+            {
+                return Ok(true);
+            }
+            // Of two, one origin takes the first and another the last.
+            Known::Single(bit) if self.singles & bit != 0 => {
+                return Err(Reject::bad("field_twice"));
+            }
+            Known::Single(bit) => {
+                self.singles |= bit;
                 return Ok(true);
             }
             Known::Host if self.host.replace(value).is_some() => {
@@ -148,6 +160,8 @@ pub(super) enum Known {
     Hop,
     /// What only a proxy may say of a client, or names a request for others; a client that says it itself may lie.
     Claim,
+    /// Has one value (RFC 9110 section 5.3), upon which a policy or an origin decides; a bit for each name.
+    Single(u8),
     Other,
 }
 
@@ -170,6 +184,12 @@ impl Known {
             | b"proxy-authorization"
             | b"proxy-authentication-info"
             | b"http2-settings" => Self::Hop,
+            b"authorization" => Self::Single(1),
+            b"content-type" => Self::Single(2),
+            b"range" => Self::Single(4),
+            b"if-range" => Self::Single(8),
+            b"if-modified-since" => Self::Single(16),
+            b"if-unmodified-since" => Self::Single(32),
             b"forwarded" | b"x-real-ip" | b"x-request-id" => Self::Claim,
             _ if name.starts_with(b"x-forwarded-") => Self::Claim,
             _ => Self::Other,
@@ -178,6 +198,9 @@ impl Known {
 
     /// Written by `encode` and by nobody else.
     pub fn is_ours(self) -> bool {
-        !matches!(self, Self::Other | Self::Date | Self::Claim | Self::Expect)
+        !matches!(
+            self,
+            Self::Other | Self::Date | Self::Claim | Self::Single(_) | Self::Expect
+        )
     }
 }

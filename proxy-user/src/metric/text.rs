@@ -20,6 +20,8 @@ use super::{
 /// What the registry cannot count itself: read where it stands, at the time of the question.
 #[derive(Debug, Default)]
 pub struct Outside {
+    /// What workers ask the kernel through.
+    pub backend: &'static str,
     /// Packets by verdict; empty while there is no datapath.
     pub verdicts: Vec<(&'static str, u64)>,
     /// Whether the kernel half is attached to each of its interfaces.
@@ -90,6 +92,13 @@ impl Page<'_> {
             MetricType::Info,
         )?;
         info.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+        let mut info = self.encoder.encode_descriptor(
+            "net",
+            "How workers ask the kernel for connections and bytes.",
+            None,
+            MetricType::Info,
+        )?;
+        info.encode_info(&[("backend", outside.backend)])?;
         let started = "Seconds since 1970 at which the daemon started.";
         self.gauge("start_time_seconds", started, outside.start_time_seconds)?;
         self.gauge(

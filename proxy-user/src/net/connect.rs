@@ -82,10 +82,10 @@ impl Connecting {
                 if state.token.is_none() {
                     state.token =
                         self.core
-                            .start(Operation::Connect(self.clone()), |uring, token| {
+                            .start(Operation::Connect(self.clone()), |driver, token| {
                                 // SAFETY: the operation holds a share of `self`, and with it the address, until its completion.
                                 unsafe {
-                                    uring.connect(
+                                    driver.connect(
                                         fd,
                                         self.address.as_ptr().cast(),
                                         self.address.len(),
@@ -111,6 +111,14 @@ impl Connecting {
         state.result = Some(result);
         if let Some(waker) = state.waker.take() {
             waker.wake();
+        }
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(fd) = self.state.get_mut().fd.take() {
+            self.core.close_fd(fd);
         }
     }
 }

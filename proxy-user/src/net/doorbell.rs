@@ -130,6 +130,12 @@ struct State {
     waker: Option<Waker>,
 }
 
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.core.forget_fd(self.wire.event.as_raw_fd());
+    }
+}
+
 impl Bell {
     fn poll(self: &Rc<Self>, waker: &Waker) -> Poll<io::Result<()>> {
         let mut state = self.state.borrow_mut();
@@ -142,9 +148,9 @@ impl Bell {
             let event = self.wire.event.as_raw_fd();
             state.reading = self
                 .core
-                .start(Operation::Ring(self.clone()), |uring, token| {
+                .start(Operation::Ring(self.clone()), |driver, token| {
                     // SAFETY: the operation holds a share of `self`, and with it the counter, until its completion.
-                    unsafe { uring.read(event, self.counter.get(), token) };
+                    unsafe { driver.read(event, self.counter.get(), token) };
                 });
             if state.reading.is_none() {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));

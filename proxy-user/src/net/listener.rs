@@ -14,10 +14,10 @@ use std::{
 use socket2::SockRef;
 
 use super::{
+    driver::Completion,
     operation::Operation,
     runtime::{self, Core},
     stream::Stream,
-    uring::Completion,
 };
 
 /// Accepted connections may wait for their task so many deep; beyond, they wait in the kernel's queue.
@@ -31,7 +31,7 @@ pub struct Listener {
 impl Listener {
     /// Takes over a socket that listens already. What it accepts inherits TCP_NODELAY, which is set here.
     ///
-    /// The socket is made blocking, as the uring wants it: with O_NONBLOCK an empty queue would be an error.
+    /// The socket is made blocking for the uring, to which an empty queue would be an error with O_NONBLOCK, and non-blocking for epoll.
     ///
     /// # Errors
     /// When it is no listening TCP socket.
@@ -46,7 +46,8 @@ impl Listener {
                 "the socket does not listen",
             ));
         }
-        socket.set_nonblocking(false)?;
+        let core = runtime::current();
+        socket.set_nonblocking(core.is_nonblocking())?;
         socket.set_tcp_nodelay(true)?;
         let local = socket
             .local_addr()?
@@ -54,7 +55,7 @@ impl Listener {
             .ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Self {
             accepting: Rc::new(Accepting {
-                core: runtime::current(),
+                core,
                 fd,
                 local,
                 state: RefCell::default(),
@@ -101,6 +102,12 @@ impl Drop for Listener {
     }
 }
 
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.core.forget_fd(self.fd.as_raw_fd());
+    }
+}
+
 /// A listener's state, shared with its operation.
 pub(super) struct Accepting {
     core: Rc<Core>,
@@ -128,8 +135,8 @@ impl Accepting {
             let listener = self.fd.as_raw_fd();
             state.token = self
                 .core
-                .start(Operation::Accept(self.clone()), |uring, token| {
-                    uring.accept(listener, token);
+                .start(Operation::Accept(self.clone()), |driver, token| {
+                    driver.accept(listener, token);
                 });
             if state.token.is_none() {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));

@@ -1,5 +1,7 @@
 //! The receive buffers of one worker: a ring that the kernel takes from, and a stack of those it need not see yet.
 //!
+//! The ring is the uring's; on epoll all buffers are on the stack, and are taken from there.
+//!
 //! The kernel takes provided buffers in the order in which they were given. If all of them lay in its ring, every
 //! receive would touch the buffer that has been cold for longest. So only as many as recent turns needed are in the
 //! ring, and the others wait on a stack, the warmest on top; when the kernel runs dry the ring may hold more.
@@ -39,7 +41,7 @@ struct Ring {
     mask: u16,
     /// What the kernel may see after the next commit.
     tail: u16,
-    /// Buffers that the kernel holds, committed or about to be.
+    /// Buffers that the kernel holds, committed or about to be, or a receive that has not completed.
     held: u16,
     /// How many it shall hold.
     target: u16,
@@ -48,8 +50,17 @@ struct Ring {
 }
 
 impl Pool {
-    /// Maps memory for `buffers` (a power of two up to 32768) buffers; pages are used when first written to.
-    pub(super) fn new(buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+    /// A pool whose buffers the uring takes from a ring. Maps memory for `buffers` (a power of two up to 32768) buffers; pages are used when first written to.
+    pub(super) fn with_ring(buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+        Self::new(buffers, buffer_bytes, RING_FIRST)
+    }
+
+    /// A pool whose buffers are taken one by one ([`Self::take`]); the same sizes.
+    pub(super) fn without_ring(buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+        Self::new(buffers, buffer_bytes, 0)
+    }
+
+    fn new(buffers: u16, buffer_bytes: u32, ring_target: u16) -> io::Result<Self> {
         if !buffers.is_power_of_two() || buffers > 1 << 15 || buffer_bytes == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -71,7 +82,7 @@ impl Pool {
                 mask: buffers - 1,
                 tail: 0,
                 held: 0,
-                target: RING_FIRST.min(buffers),
+                target: ring_target.min(buffers),
                 dry: false,
             }),
         })
@@ -107,6 +118,23 @@ impl Pool {
     /// The kernel found its ring empty: from the next commit on it holds twice as many.
     pub(super) fn ran_dry(&self) {
         self.ring.borrow_mut().dry = true;
+    }
+
+    /// Takes the buffer that was used last, to be filled by a receive: its name, and where it begins.
+    pub(super) fn take(&self) -> Option<(u16, NonNull<u8>)> {
+        let buffer = self.stack.borrow_mut().pop()?;
+        self.ring.borrow_mut().held += 1;
+        Some((buffer, self.address(buffer)))
+    }
+
+    /// A buffer that was taken for nothing.
+    pub(super) fn give_back(&self, buffer: u16) {
+        self.ring.borrow_mut().held -= 1;
+        self.stack.borrow_mut().push(buffer);
+    }
+
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.buffer_bytes as usize
     }
 
     /// How many receives could be served now: what the kernel holds and what the stack can still give it.
@@ -185,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_when_its_last_chunk_is_gone() -> io::Result<()> {
-        let pool = Rc::new(Pool::new(4, 4096)?);
+        let pool = Rc::new(Pool::with_ring(4, 4096)?);
         pool.commit();
         assert_eq!(pool.available(), 4);
         let mut whole = pool.received(3, 100);
@@ -201,7 +229,7 @@ mod tests {
 
     #[test]
     fn the_last_quarter_is_not_held_by_anybody() -> io::Result<()> {
-        let pool = Rc::new(Pool::new(8, 4096)?);
+        let pool = Rc::new(Pool::with_ring(8, 4096)?);
         pool.commit();
         let held: Vec<Chunk> = (0..8).map(|buffer| pool.received(buffer, 10)).collect();
         assert_eq!(pool.available(), 2);
@@ -212,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_given_few_buffers_until_it_runs_dry() -> io::Result<()> {
-        let pool = Pool::new(256, 4096)?;
+        let pool = Pool::with_ring(256, 4096)?;
         pool.commit();
         assert_eq!(pool.ring.borrow().held, RING_FIRST);
         pool.ran_dry();
@@ -228,8 +256,24 @@ mod tests {
     }
 
     #[test]
+    fn without_a_ring_the_warmest_buffer_is_taken_until_there_is_none() -> io::Result<()> {
+        let pool = Rc::new(Pool::without_ring(4, 4096)?);
+        pool.commit();
+        let taken: Vec<u16> = std::iter::from_fn(|| pool.take())
+            .map(|(buffer, _)| buffer)
+            .collect();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        assert_eq!(pool.available(), 4, "they may yet be given back");
+        pool.give_back(1);
+        drop(pool.received(3, 10));
+        let again = pool.take().map(|(buffer, _)| buffer);
+        assert_eq!(again, Some(3), "the one that was used last");
+        Ok(())
+    }
+
+    #[test]
     fn a_size_that_the_kernel_cannot_index_is_refused() {
-        assert!(Pool::new(3, 4096).is_err());
-        assert!(Pool::new(4, 0).is_err());
+        assert!(Pool::with_ring(3, 4096).is_err());
+        assert!(Pool::with_ring(4, 0).is_err());
     }
 }

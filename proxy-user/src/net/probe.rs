@@ -1,8 +1,9 @@
-//! Whether the uring can be used here, and if not, why, and what can be done about it.
+//! Which back-end is used: whether the uring can be, and if not, why, and what can be done about it.
 
 use std::{fmt, io};
 
-use super::{pool::Pool, uring::Uring};
+use super::{Backend, pool::Pool, uring::Uring};
+use crate::tunable::NetBackend;
 
 /// Why the uring cannot be used; its text ends with the remedy.
 #[derive(Debug)]
@@ -21,12 +22,37 @@ pub enum ProbeError {
     Other(io::Error),
 }
 
-/// Makes a small uring as a worker makes its own, with a ring of buffers, and closes it.
+/// A back-end that works here.
+#[derive(Debug)]
+pub struct Choice {
+    pub backend: Backend,
+    /// Why it is not the uring, which was wanted.
+    pub refused: Option<ProbeError>,
+}
+
+/// The back-end to run on, where this one is wanted.
 ///
 /// # Errors
-/// What stands in the way.
-pub fn probe() -> Result<(), ProbeError> {
-    let made = Pool::new(1, 4096).and_then(|pool| Uring::new(4, &pool).map(drop));
+/// It is the uring and nothing else, and something stands in the way.
+pub fn choose(wanted: NetBackend) -> Result<Choice, ProbeError> {
+    let (backend, refused) = match wanted {
+        NetBackend::Epoll => (Backend::Epoll, None),
+        NetBackend::Uring => probe().map(|()| (Backend::Uring, None))?,
+        NetBackend::Auto => match probe() {
+            Ok(()) => (Backend::Uring, None),
+            Err(refused) => (Backend::Epoll, Some(refused)),
+        },
+    };
+    Ok(Choice { backend, refused })
+}
+
+/// Makes a small uring as a worker makes its own, with a ring of buffers, and closes it. What root may and the daemon may not
+/// is refused here, too.
+fn probe() -> Result<(), ProbeError> {
+    if is_for_root(io_uring_disabled(), &setting("io_uring_group")) {
+        return Err(ProbeError::Disabled(1));
+    }
+    let made = Pool::with_ring(1, 4096).and_then(|pool| Uring::new(4, &pool).map(drop));
     made.map_err(|error| explain(error, io_uring_disabled(), release))
 }
 
@@ -41,12 +67,19 @@ fn explain(error: io::Error, disabled: u8, release: impl FnOnce() -> String) -> 
     }
 }
 
+/// Whether nobody without CAP_SYS_ADMIN may have a uring: there is a group for them, and it is nobody's (-1).
+fn is_for_root(disabled: u8, group: &str) -> bool {
+    disabled == 1 && group.trim().parse().is_ok_and(|group: i64| group < 0)
+}
+
 /// 0 where the sysctl does not exist or cannot be read.
 fn io_uring_disabled() -> u8 {
-    std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
+    setting("io_uring_disabled").trim().parse().unwrap_or(0)
+}
+
+/// Empty where the sysctl does not exist or cannot be read.
+fn setting(name: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default()
 }
 
 fn release() -> String {
@@ -119,6 +152,20 @@ mod tests {
         assert!(because(libc::EINVAL, 0).contains("5.15.0 is too old"));
         assert!(because(libc::ENOMEM, 0).contains("LimitMEMLOCK"));
         assert!(because(libc::EIO, 0).contains("dmesg"));
+    }
+
+    #[test]
+    fn what_only_root_may_is_refused() {
+        assert!(is_for_root(1, "-1\n"));
+        assert!(!is_for_root(1, "1000\n"));
+        assert!(!is_for_root(0, "-1\n"));
+        assert!(!is_for_root(1, ""));
+    }
+
+    #[test]
+    fn who_asks_for_epoll_gets_it_and_nothing_is_said() {
+        let choice = choose(NetBackend::Epoll).expect("it is everywhere");
+        assert!(choice.backend == Backend::Epoll && choice.refused.is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     io,
-    os::fd::OwnedFd,
+    os::fd::{OwnedFd, RawFd},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::{Pin, pin},
     rc::Rc,
@@ -14,14 +14,14 @@ use std::{
 };
 
 use super::{
-    Settings,
+    Backend, Settings,
     clock::Instant,
+    driver::{Completion, Driver},
     operation::{Operation, Operations},
     pool::Pool,
     socket::{Direction, Socket},
     splice::Pipes,
     task::{Letterbox, MAIN, Name, Polled, Tasks},
-    uring::{Completion, Uring},
     wheel::Wheel,
 };
 
@@ -40,7 +40,7 @@ pub(super) struct Core {
     /// No new operation is started any more.
     closing: Cell<bool>,
     /// None after the end.
-    uring: RefCell<Option<Uring>>,
+    driver: RefCell<Option<Driver>>,
     operations: RefCell<Operations>,
     pub(super) pool: Rc<Pool>,
     pub(super) pipes: Pipes,
@@ -59,7 +59,7 @@ pub(super) struct Core {
 /// Then the tasks are dropped, every operation is cancelled and its last completion taken, and every descriptor is closed, in this order.
 ///
 /// # Errors
-/// When the uring or its buffers cannot be made (see [`super::probe`]), or the kernel refuses to go on.
+/// When the back-end or its buffers cannot be made (for the uring, see [`super::choose`]), or the kernel refuses to go on.
 ///
 /// # Panics
 /// When `main` panics, after everything is closed; and when called inside another `run`.
@@ -147,14 +147,18 @@ pub(super) fn wake_here(name: Name) -> bool {
 
 impl Core {
     fn new(settings: &Settings, number: u16) -> io::Result<Rc<Self>> {
-        let pool = Rc::new(Pool::new(settings.buffers, settings.buffer_bytes)?);
-        let uring = Uring::new(settings.entries, &pool)?;
+        let (buffers, buffer_bytes) = (settings.buffers, settings.buffer_bytes);
+        let pool = Rc::new(match settings.backend {
+            Backend::Uring => Pool::with_ring(buffers, buffer_bytes)?,
+            Backend::Epoll => Pool::without_ring(buffers, buffer_bytes)?,
+        });
+        let driver = Driver::new(settings, &pool)?;
         let now = Instant::read();
         Ok(Rc::new(Self {
             settings: settings.clone(),
             number,
             closing: Cell::new(false),
-            uring: RefCell::new(Some(uring)),
+            driver: RefCell::new(Some(driver)),
             operations: RefCell::default(),
             pool,
             pipes: Pipes::default(),
@@ -167,19 +171,19 @@ impl Core {
         }))
     }
 
-    /// Notes an operation and asks the uring for it; None at and after the end.
+    /// Notes an operation and asks the driver for it; None at and after the end.
     pub(super) fn start(
         &self,
         operation: Operation,
-        ask: impl FnOnce(&mut Uring, u64),
+        ask: impl FnOnce(&mut Driver, u64),
     ) -> Option<u64> {
         if self.closing.get() {
             return None;
         }
-        let mut uring = self.uring.borrow_mut();
-        let uring = uring.as_mut()?;
+        let mut driver = self.driver.borrow_mut();
+        let driver = driver.as_mut()?;
         let token = self.operations.borrow_mut().insert(operation);
-        ask(uring, token);
+        ask(driver, token);
         Some(token)
     }
 
@@ -188,15 +192,28 @@ impl Core {
     }
 
     pub(super) fn cancel(&self, token: u64) {
-        if let Some(uring) = self.uring.borrow_mut().as_mut() {
-            uring.cancel(token);
+        if let Some(driver) = self.driver.borrow_mut().as_mut() {
+            driver.cancel(token);
         }
     }
 
     /// Closes a descriptor after the operations that were asked for before; at once after the end.
     pub(super) fn close_fd(&self, fd: OwnedFd) {
-        if let Some(uring) = self.uring.borrow_mut().as_mut() {
-            uring.close(fd);
+        if let Some(driver) = self.driver.borrow_mut().as_mut() {
+            driver.close(fd);
+        }
+    }
+
+    /// Whether listening sockets have to be non-blocking.
+    pub(super) fn is_nonblocking(&self) -> bool {
+        let driver = self.driver.borrow();
+        driver.as_ref().is_some_and(Driver::is_nonblocking)
+    }
+
+    /// Somebody else closes this descriptor, or has it from now on. No operation on it is under way.
+    pub(super) fn forget_fd(&self, fd: RawFd) {
+        if let Some(driver) = self.driver.borrow_mut().as_mut() {
+            driver.forget(fd);
         }
     }
 
@@ -268,8 +285,8 @@ impl Core {
         completions: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.turns.set(self.turns.get() + 1);
-        match self.uring.borrow_mut().as_mut() {
-            Some(uring) => uring.turn(wait, completions),
+        match self.driver.borrow_mut().as_mut() {
+            Some(driver) => driver.turn(wait, completions),
             None => Ok(()),
         }
     }
@@ -308,7 +325,7 @@ impl Core {
         }));
     }
 
-    /// Ends everything in order: tasks, operations, descriptors, the uring.
+    /// Ends everything in order: tasks, operations, descriptors, the driver.
     fn close(&self) {
         self.closing.set(true);
         if let Some(panic) = self.tasks.clear() {
@@ -322,8 +339,9 @@ impl Core {
             let idle = self.operations.borrow().is_empty();
             // Once, and again where nothing came of it: each looks at every operation there is, and a turn brings the ends of
             // some twenty of them.
-            if let (false, true, Some(uring)) = (idle, is_quiet, self.uring.borrow_mut().as_mut()) {
-                uring.cancel_all();
+            if let (false, true, Some(driver)) = (idle, is_quiet, self.driver.borrow_mut().as_mut())
+            {
+                driver.cancel_all();
             }
             // One turn is made in any case, for the descriptors that are still to be closed.
             let wait = if idle {
@@ -345,6 +363,6 @@ impl Core {
                 break;
             }
         }
-        self.uring.take();
+        self.driver.take();
     }
 }

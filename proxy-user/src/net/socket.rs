@@ -13,9 +13,9 @@ use socket2::SockRef;
 
 use super::{
     chunk::{Chunk, Payload},
+    driver::Completion,
     operation::Operation,
     runtime::Core,
-    uring::Completion,
 };
 
 /// At most this many ranges go into one sendmsg(2); the kernel's own limit is 1024.
@@ -195,8 +195,8 @@ impl Socket {
         };
         inbound.armed = self
             .core
-            .start(Operation::Recv(self.clone()), |uring, token| {
-                uring.recv(fd, token);
+            .start(Operation::Recv(self.clone()), |driver, token| {
+                driver.recv(fd, token);
             });
         if inbound.armed.is_none() {
             inbound.end = Some(End::Failed(libc::ECANCELED));
@@ -309,14 +309,14 @@ impl Socket {
         } = &*outbound;
         outbound.in_flight = self
             .core
-            .start(Operation::Send(self.clone()), |uring, token| {
+            .start(Operation::Send(self.clone()), |driver, token| {
                 // SAFETY: the parts, the vectors and the header lie in `self`, of which the operation holds a share until its completion;
                 // nothing changes them while `in_flight` is set.
                 unsafe {
                     if single {
-                        uring.send(fd, &parts[0][*offset..], token);
+                        driver.send(fd, &parts[0][*offset..], token);
                     } else {
-                        uring.send_message(fd, header, token);
+                        driver.send_message(fd, header, token);
                     }
                 }
             });
@@ -394,7 +394,7 @@ impl Socket {
             };
             watch.in_flight = self
                 .core
-                .start(operation, |uring, token| uring.poll(fd, events, token));
+                .start(operation, |driver, token| driver.poll(fd, events, token));
         }
         match direction {
             Direction::In => inbound.wait(waker),
@@ -472,7 +472,11 @@ impl Socket {
     /// What had arrived, and the descriptor, for somebody else to go on with.
     pub(super) fn give_up(&self) -> (Vec<Chunk>, Option<OwnedFd>) {
         let chunks = self.inbound.borrow_mut().inbox.drain(..).collect();
-        (chunks, self.fd.borrow_mut().take())
+        let fd = self.fd.borrow_mut().take();
+        if let Some(fd) = &fd {
+            self.core.forget_fd(fd.as_raw_fd());
+        }
+        (chunks, fd)
     }
 }
 

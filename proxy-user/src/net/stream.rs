@@ -36,7 +36,7 @@ impl Stream {
         }
     }
 
-    /// Takes over a connected socket, and makes it blocking, as the uring wants it.
+    /// Takes over a connected socket, and makes it blocking, as the uring wants it (epoll does not care).
     ///
     /// # Errors
     /// When it is no connected TCP socket.

@@ -1,14 +1,11 @@
 //! The loop with real sockets on the loopback: both halves of a connection, back-pressure, lack of everything, and an orderly end.
 
-mod splice;
-
 use std::{
     cell::{Cell, RefCell},
     future::Future,
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     rc::Rc,
-    sync::atomic::{AtomicUsize, Ordering},
     task::Poll,
     time::Duration,
 };
@@ -17,13 +14,64 @@ use socket2::{Domain, SockRef, Type};
 
 use super::*;
 
+/// Runs each of these tests on each back-end. One that is not listed is dead code, and the compiler says so.
+macro_rules! on_each_backend {
+    ($($test:ident)*) => {
+        mod uring {
+            $(#[test] fn $test() -> super::Outcome { super::BACKEND.set(super::Backend::Uring); super::$test() })*
+        }
+        mod epoll {
+            $(#[test] fn $test() -> super::Outcome { super::BACKEND.set(super::Backend::Epoll); super::$test() })*
+        }
+    };
+}
+
+mod splice;
+
+on_each_backend! {
+    a_hundred_mebibytes_come_back_as_they_went
+    a_slow_reader_leaves_the_rest_in_the_kernel
+    a_thousand_connections_are_served_at_once
+    each_direction_ends_on_its_own
+    a_reset_is_an_error_on_either_side
+    an_abort_wakes_who_waits_for_the_stream
+    a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadline
+    a_dropped_receive_loses_nothing
+    a_dropped_send_is_sent_whole_and_the_next_one_follows_it
+    parts_are_sent_in_order_and_empty_ones_are_nothing
+    four_buffers_are_enough_for_sixty_four_connections
+    connections_that_nobody_reads_do_not_starve_the_others
+    a_doorbell_and_a_foreign_waker_reach_a_sleeping_worker
+    a_task_that_panics_ends_alone_and_is_counted
+    a_task_that_never_rests_does_not_keep_the_others_from_the_network
+    quiesce_returns_what_had_arrived_and_a_socket_that_goes_on
+    a_listener_hands_over_without_losing_a_connection
+    a_descriptor_number_that_comes_again_is_another_descriptor
+    the_end_closes_everything
+    a_worker_that_ends_closes_every_connection_however_many_there_are
+}
+
+thread_local! {
+    /// Of the workers that the tests of this thread make: `SLUICE_NET_BACKEND` says so for those that know nothing of it.
+    static BACKEND: Cell<Backend> = Cell::new(match std::env::var("SLUICE_NET_BACKEND").as_deref() {
+        Ok("epoll") => Backend::Epoll,
+        Ok("uring") | Err(_) => Backend::Uring,
+        Ok(other) => panic!("SLUICE_NET_BACKEND={other}: uring or epoll"),
+    });
+}
+
+/// What [`Settings::default`] says in tests.
+pub(super) fn backend() -> Backend {
+    BACKEND.get()
+}
+
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// Runs on a thread of its own, as each test must: a thread is one worker at most.
 fn on_worker<T>(settings: &Settings, main: impl Future<Output = T>) -> T {
     match run(settings, main) {
         Ok(output) => output,
-        Err(error) => panic!("the uring is needed for this test: {error}"),
+        Err(error) => panic!("{:?} is needed for this test: {error}", settings.backend),
     }
 }
 
@@ -83,7 +131,6 @@ fn pattern(len: usize) -> Vec<u8> {
         .collect()
 }
 
-#[test]
 fn a_hundred_mebibytes_come_back_as_they_went() -> Outcome {
     let sent = pattern(1 << 20);
     let expected = sent.clone();
@@ -124,7 +171,6 @@ fn a_hundred_mebibytes_come_back_as_they_went() -> Outcome {
     })
 }
 
-#[test]
 fn a_slow_reader_leaves_the_rest_in_the_kernel() -> Outcome {
     let settings = Settings::default();
     let bound = settings.inbox_high_buffers + 32 + 1;
@@ -152,7 +198,6 @@ fn a_slow_reader_leaves_the_rest_in_the_kernel() -> Outcome {
     })
 }
 
-#[test]
 fn a_thousand_connections_are_served_at_once() -> Outcome {
     let served = Rc::new(Cell::new(0));
     let count = served.clone();
@@ -190,7 +235,6 @@ fn a_thousand_connections_are_served_at_once() -> Outcome {
     Ok(())
 }
 
-#[test]
 fn each_direction_ends_on_its_own() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, mut plain) = pair().await?;
@@ -213,7 +257,6 @@ fn each_direction_ends_on_its_own() -> Outcome {
     })
 }
 
-#[test]
 fn a_reset_is_an_error_on_either_side() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, plain) = pair().await?;
@@ -234,7 +277,6 @@ fn a_reset_is_an_error_on_either_side() -> Outcome {
     })
 }
 
-#[test]
 fn an_abort_wakes_who_waits_for_the_stream() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, _plain) = pair().await?;
@@ -250,7 +292,6 @@ fn an_abort_wakes_who_waits_for_the_stream() -> Outcome {
     })
 }
 
-#[test]
 fn a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadline() -> Outcome {
     on_worker(&Settings::default(), async {
         let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -270,7 +311,6 @@ fn a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadli
     })
 }
 
-#[test]
 fn a_dropped_receive_loses_nothing() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, mut plain) = pair().await?;
@@ -292,7 +332,6 @@ fn a_dropped_receive_loses_nothing() -> Outcome {
     })
 }
 
-#[test]
 fn a_dropped_send_is_sent_whole_and_the_next_one_follows_it() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, plain) = pair().await?;
@@ -313,7 +352,6 @@ fn a_dropped_send_is_sent_whole_and_the_next_one_follows_it() -> Outcome {
     })
 }
 
-#[test]
 fn parts_are_sent_in_order_and_empty_ones_are_nothing() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, plain) = pair().await?;
@@ -336,7 +374,6 @@ fn parts_are_sent_in_order_and_empty_ones_are_nothing() -> Outcome {
     })
 }
 
-#[test]
 fn four_buffers_are_enough_for_sixty_four_connections() -> Outcome {
     let settings = Settings {
         buffers: 4,
@@ -374,7 +411,6 @@ fn four_buffers_are_enough_for_sixty_four_connections() -> Outcome {
     })
 }
 
-#[test]
 fn connections_that_nobody_reads_do_not_starve_the_others() -> Outcome {
     let settings = Settings {
         buffers: 16,
@@ -403,7 +439,6 @@ fn connections_that_nobody_reads_do_not_starve_the_others() -> Outcome {
     })
 }
 
-#[test]
 fn a_doorbell_and_a_foreign_waker_reach_a_sleeping_worker() -> Outcome {
     on_worker(&Settings::default(), async {
         let (bell, receiver) = doorbell()?;
@@ -439,12 +474,11 @@ fn a_doorbell_and_a_foreign_waker_reach_a_sleeping_worker() -> Outcome {
     })
 }
 
-#[test]
 fn a_task_that_panics_ends_alone_and_is_counted() -> Outcome {
-    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static PANICS: Cell<usize> = const { Cell::new(0) });
     let settings = Settings {
         task_panicked: |_| {
-            PANICS.fetch_add(1, Ordering::Relaxed);
+            PANICS.set(PANICS.get() + 1);
         },
         ..Settings::default()
     };
@@ -458,12 +492,11 @@ fn a_task_that_panics_ends_alone_and_is_counted() -> Outcome {
         plain.write_all(b"go")?;
         // The panicking task's stream is closed, and with it the connection.
         assert_eq!(elsewhere(move || plain.read(&mut [0; 1])).await??, 0);
-        assert_eq!(PANICS.load(Ordering::Relaxed), 1);
+        assert_eq!(PANICS.get(), 1);
         Ok(())
     })
 }
 
-#[test]
 fn a_task_that_never_rests_does_not_keep_the_others_from_the_network() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, mut plain) = pair().await?;
@@ -480,7 +513,6 @@ fn a_task_that_never_rests_does_not_keep_the_others_from_the_network() -> Outcom
     })
 }
 
-#[test]
 fn quiesce_returns_what_had_arrived_and_a_socket_that_goes_on() -> Outcome {
     on_worker(&Settings::default(), async {
         let (stream, mut plain) = pair().await?;
@@ -497,7 +529,6 @@ fn quiesce_returns_what_had_arrived_and_a_socket_that_goes_on() -> Outcome {
     })
 }
 
-#[test]
 fn a_listener_hands_over_without_losing_a_connection() -> Outcome {
     on_worker(&Settings::default(), async {
         let (listener, address) = here()?;
@@ -520,13 +551,51 @@ fn a_listener_hands_over_without_losing_a_connection() -> Outcome {
     })
 }
 
-#[test]
+/// The kernel gives a number again as soon as it is free; what was known of its last owner must not be believed of the next.
+fn a_descriptor_number_that_comes_again_is_another_descriptor() -> Outcome {
+    on_worker(&Settings::default(), async {
+        let unanswered = SocketAddr::from(([192, 0, 2, 1], 9));
+        for round in 0..20 {
+            // Given up while it connects, or just when it has; handed to somebody else, with and without a share that stays open.
+            let _ = timeout(after(1), connect(unanswered)).await;
+            let (listener, address) = here()?;
+            drop(at_once(connect(address)).await);
+            let (handed, _plain) = (listener.accept().await?, ());
+            let (_, fd) = handed.quiesce().await?;
+            let shared = fd.try_clone()?;
+            drop(fd);
+            let (_, fd) = listener.quiesce().await;
+            drop(fd);
+            let (bell, receiver) = doorbell()?;
+            bell.ring();
+            receiver.wait().await?;
+            drop((bell, receiver));
+            yield_now().await;
+
+            let mut pairs = Vec::new();
+            for _ in 0..4 {
+                let (stream, mut plain) = timeout(after(5000), pair()).await??;
+                plain.write_all(b"hello")?;
+                pairs.push((stream, plain));
+            }
+            for (stream, _plain) in &pairs {
+                let chunk = timeout(after(5000), stream.recv()).await??;
+                assert_eq!(chunk.as_deref(), Some(&b"hello"[..]), "in round {round}");
+            }
+            drop(shared);
+        }
+        Ok(())
+    })
+}
+
 fn the_end_closes_everything() -> Outcome {
     let descriptors = || std::fs::read_dir("/proc/self/fd").map(Iterator::count);
     // Other tests open descriptors at the same time; a process of its own has its own table.
     if std::env::var_os("SLUICE_TEST_ALONE").is_none() {
+        let backend = format!("{:?}", backend()).to_lowercase();
+        let test = format!("net::tests::{backend}::the_end_closes_everything");
         let alone = std::process::Command::new(std::env::current_exe()?)
-            .args(["--exact", "net::tests::the_end_closes_everything"])
+            .args(["--exact", &test])
             .env("SLUICE_TEST_ALONE", "1")
             .output()?;
         assert!(
@@ -568,7 +637,6 @@ fn the_end_closes_everything() -> Outcome {
     Ok(())
 }
 
-#[test]
 fn a_worker_that_ends_closes_every_connection_however_many_there_are() -> Outcome {
     // Far fewer entries than operations to cancel and descriptors to close.
     let settings = Settings {

@@ -1,7 +1,4 @@
-//! The io_uring of one worker: operations go in with a token, completions come out with it; nothing above knows more.
-//!
-//! This is the whole seam to the kernel's completion interface. A back-end on epoll has the same methods and gives the same
-//! [`Completion`]s, made from readiness.
+//! The operations of a [`Driver`](super::driver::Driver) on io_uring, whose completions are the kernel's own.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +14,7 @@ use io_uring::{
     types::{CancelBuilder, Fd, SubmitArgs, Timespec},
 };
 
-use super::pool::Pool;
+use super::{driver::Completion, pool::Pool};
 
 /// The one group of provided buffers.
 const BUFFER_GROUP: u16 = 0;
@@ -34,17 +31,6 @@ pub(super) struct Uring {
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     wait_flags: EnterFlags,
-}
-
-/// One completion: `more` says that the operation goes on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Completion {
-    pub(super) token: u64,
-    /// What the system call would have returned, or a negative errno.
-    pub(super) result: i32,
-    /// The provided buffer that the kernel has filled.
-    pub(super) buffer: Option<u16>,
-    pub(super) more: bool,
 }
 
 impl Uring {

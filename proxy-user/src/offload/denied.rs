@@ -75,12 +75,7 @@ impl Denied {
     }
 }
 
-/// Both are the same source as far as bans go: an IPv6 address stands for its /64.
-pub fn is_same_source(one: IpAddr, other: IpAddr) -> bool {
-    key(one) == key(other)
-}
-
-/// The ban key of an address (see `Address::ban_key`).
+/// The ban key of an address (see `Address::ban_key`): an IPv6 address stands for its /64.
 fn key(source: IpAddr) -> Address {
     match source.to_canonical() {
         IpAddr::V4(v4) => Address::v4(v4.octets()),

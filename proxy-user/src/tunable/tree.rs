@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proxy_ebpf::abi::size;
+use serde::{Deserialize, Serialize};
 
 use super::{Class, Kind, Tunable};
 
@@ -111,7 +112,7 @@ macro_rules! tree {
 macro_rules! words {
     ($(#[$doc:meta])* $Words:ident { $($(#[$of:meta])* $Word:ident = $text:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub enum $Words { $($(#[$of])* $Word,)* }
 
         impl $Words {
@@ -123,6 +124,18 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// Through what workers ask the kernel for connections and bytes.
+    NetBackend {
+        /// io_uring, and epoll where the host refuses that.
+        Auto = "auto",
+        /// io_uring, or no start.
+        Uring = "uring",
+        /// epoll, and no io_uring anywhere.
+        Epoll = "epoll",
+    }
 }
 
 words! {
@@ -162,6 +175,7 @@ words! {
 
 tree! {
     net: Net {
+        backend: word[NetBackend] Restart "What moves bytes to and from the kernel: uring, epoll, or auto, which is epoll where io_uring is refused.";
         backlog: count[4096, 16, 65535] Restart "Connections that wait to be accepted, for each listening socket.";
         buffer_bytes: bytes[16 * KIB, 4 * KIB, 256 * KIB] Restart "Size of one receive buffer.";
         buffers: power[1024, 16, 32_768] Restart "Receive buffers of each worker, shared by its connections.";
@@ -193,6 +207,7 @@ tree! {
     }
     upstream: Upstream {
         connect_timeout: duration[5 * S, 10 * MS, 5 * MINUTE] Live "Longest wait for a connection to an endpoint; then another, or 504.";
+        endpoints_max: count[4096, 1, 65_536] Live "Endpoints of one upstream up to which commands may add to it.";
         failed_hold: duration[10 * S, 0, HOUR] Live "How long an endpoint that refused a connection is left out while another one is there.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
@@ -206,6 +221,7 @@ tree! {
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
         listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
+        prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
         upstreams_max: count[size::UPSTREAMS as u64, 16, 65_536] Restart "Upstreams that the kernel half can forward to.";
     }

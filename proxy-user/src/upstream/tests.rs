@@ -148,11 +148,11 @@ fn workers_begin_at_different_endpoints() {
 
 #[test]
 fn what_is_known_of_an_address_goes_on_over_a_reload() {
-    let before = [Upstream::new(
+    let before = [Arc::new(Upstream::new(
         &upstream(Balance::RoundRobin, &[(1, 1), (2, 1)]),
         1,
         None,
-    )];
+    ))];
     kill(&before[0], 1);
     drop(before[0].endpoints[1].begin(0));
     let running = before[0].endpoints[1].begin(0);

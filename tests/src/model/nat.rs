@@ -1,6 +1,6 @@
 //! Forwarded by NAT, and given back.
 
-use proxy_ebpf::abi::{Nat, NatFlow, flow_state};
+use proxy_ebpf::abi::{Nat, NatFlow, Signs, flow_state};
 use proxy_ebpf::verdict::Verdict;
 
 use super::read::{Part, Read};
@@ -87,6 +87,8 @@ impl Model {
         }
         if !matches!(packet.part, Part::Error { .. }) {
             self.note(index, passage, false);
+        } else if packet.sender == endpoint.address && is_unreachable(passage) {
+            self.note_unreachable(index);
         }
         let change = Change {
             source: (
@@ -142,6 +144,7 @@ impl Model {
         }
         self.state.flows.insert(key, u64::from(index));
         self.touched.push(Entry::Flow(key));
+        self.sign(owner, |signs| signs.opened += 1);
         Ok(index)
     }
 
@@ -194,8 +197,23 @@ impl Model {
         let packet = &passage.packet;
         let flow = &mut self.state.nat_flows[index as usize];
         flow.seen_ns = passage.arrival.now_ns;
+        let (before, endpoint) = (flow.state, flow.endpoint);
+        let is_taken = before & (flow_state::ANSWERED | flow_state::UNREACHABLE) != 0;
+        let mut sign: fn(&mut Signs) = |_| {};
+        if !from_client && !is_taken {
+            sign = if packet.tcp_flags & RST != 0 {
+                |signs| signs.refused += 1
+            } else {
+                |signs| signs.answered += 1
+            };
+        }
+        if from_client && is_taken && packet.protocol == TCP && packet.opens_flow() {
+            sign = |signs| signs.opened += 1;
+        }
         if packet.protocol == TCP {
-            flow.state = next_state(flow.state, packet, from_client);
+            flow.state = next_state(before, packet, from_client);
+        } else if !from_client {
+            flow.state |= flow_state::ANSWERED;
         }
         if from_client {
             flow.client_ifindex = passage.arrival.ifindex;
@@ -204,6 +222,34 @@ impl Model {
             flow.client_tags = u64::from_ne_bytes(passage.tags);
         }
         self.touched.push(Entry::NatFlow(index));
+        self.sign(endpoint, sign);
+    }
+
+    /// The endpoint's host says that a flow does not get there: that counts before anything else came back.
+    fn note_unreachable(&mut self, index: u32) {
+        let flow = &mut self.state.nat_flows[index as usize];
+        if flow.state & (flow_state::ANSWERED | flow_state::UNREACHABLE) == 0 {
+            flow.state |= flow_state::UNREACHABLE;
+            let endpoint = flow.endpoint;
+            self.touched.push(Entry::NatFlow(index));
+            self.sign(endpoint, |signs| signs.refused += 1);
+        }
+    }
+
+    fn sign(&mut self, endpoint: u32, change: impl FnOnce(&mut Signs)) {
+        if let Some(signs) = self.state.endpoint_signs.get_mut(endpoint as usize) {
+            change(signs);
+            self.touched.push(Entry::EndpointSigns(endpoint));
+        }
+    }
+}
+
+/// Whether an error says that what it quotes did not arrive: destination unreachable, of IPv4 with any code but "too long".
+fn is_unreachable(passage: &Passage) -> bool {
+    let icmp = &passage.bytes[passage.packet.transport..];
+    match passage.packet.v6 {
+        true => icmp[0] == 1,
+        false => icmp[0] == 3 && icmp[1] != 4,
     }
 }
 

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use bytemuck::Zeroable;
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, HashKeys, Inserts, Listener, Nat,
-    NatFlow, Ports, RING_PAGE_SLOTS, Slot, Traffic, Tunnel, Upstream, stamp,
+    NatFlow, Ports, Prefix, PrefixKey, RING_PAGE_SLOTS, Signs, Slot, Traffic, Tunnel, Upstream,
+    stamp,
 };
 
 use super::Read;
@@ -26,6 +27,7 @@ pub enum Entry {
     NatCursor(usize),
     ListenerTraffic(u32),
     EndpointTraffic(u32),
+    EndpointSigns(u32),
 }
 
 /// The maps. Their sizes are the lengths of the vectors, and `flows_max`; LRU tables never evict here.
@@ -33,6 +35,8 @@ pub struct State {
     pub ports: Box<Ports>,
     /// By address, port and protocol; 0 and 0 for the address as such.
     pub listeners: HashMap<(Address, u16, u8), Listener>,
+    /// Listeners of prefixes, in any order.
+    pub prefixes: Vec<(PrefixKey, Prefix)>,
     pub upstreams: Vec<Upstream>,
     /// By page.
     pub rings: Vec<Vec<Slot>>,
@@ -53,6 +57,7 @@ pub struct State {
     pub rule_drops: Vec<u64>,
     pub listener_traffic: Vec<Traffic>,
     pub endpoint_traffic: Vec<Traffic>,
+    pub endpoint_signs: Vec<Signs>,
 }
 
 impl State {
@@ -61,6 +66,7 @@ impl State {
         Self {
             ports: Box::new(Ports::zeroed()),
             listeners: HashMap::new(),
+            prefixes: vec![],
             upstreams: vec![Upstream::zeroed(); sizes.upstreams],
             rings: vec![vec![Slot(0); RING_PAGE_SLOTS]; sizes.ring_pages],
             stamps: vec![vec![0; RING_PAGE_SLOTS]; sizes.ring_pages],
@@ -78,12 +84,20 @@ impl State {
             rule_drops: vec![0; sizes.rules],
             listener_traffic: vec![Traffic::default(); sizes.listeners],
             endpoint_traffic: vec![Traffic::default(); sizes.endpoints],
+            endpoint_signs: vec![Signs::default(); sizes.endpoints],
         }
     }
 
     /// Whether a port can be ours at all.
     pub fn is_wanted(&self, port: u16) -> bool {
-        self.is_listener_port(port) || self.is_nat_port(port) || self.is_listener_port(0)
+        self.is_listener_port(port)
+            || self.is_nat_port(port)
+            || self.is_prefix_port(port)
+            || self.is_listener_port(0)
+    }
+
+    pub(super) fn is_prefix_port(&self, port: u16) -> bool {
+        self.ports.prefix[usize::from(port / 64)] >> (port % 64) & 1 == 1
     }
 
     pub(super) fn is_listener_port(&self, port: u16) -> bool {
@@ -137,6 +151,30 @@ impl State {
     pub(super) fn count_endpoint(&mut self, id: u32, bytes: u64) {
         add(&mut self.endpoint_traffic, id, bytes);
     }
+}
+
+/// The listener of the longest prefix that holds an address, if it has the port. Protocol 0: the address as such.
+pub(super) fn listener_of_prefix(
+    state: &State,
+    address: Address,
+    port: u16,
+    protocol: u8,
+) -> Option<Listener> {
+    let leading = |address: Address, bits: u32| {
+        let number = u128::from_be_bytes(address.0);
+        number.checked_shr(128 - bits).unwrap_or(0)
+    };
+    let holds = |key: &PrefixKey| {
+        let bits = key.bits - 32;
+        key.protocol == protocol
+            && (key.family == 4) == address.is_v4()
+            && leading(key.address, bits) == leading(address, bits)
+    };
+    let found = state.prefixes.iter().filter(|(key, _)| holds(key));
+    let (_, longest) = found.max_by_key(|(key, _)| key.bits)?;
+    let ranges = longest.ranges.iter().take(longest.count as usize);
+    let mut of_port = ranges.filter(|range| (range.first..=range.last).contains(&port));
+    of_port.next().map(|range| range.listener)
 }
 
 /// How many entries each table has.

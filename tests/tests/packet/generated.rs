@@ -63,7 +63,8 @@ fn set_endpoint(loaded: &mut Loaded, id: u16, dice: &mut Dice) {
     });
 }
 
-fn set_listener(loaded: &mut Loaded, at: IpAddr, port: u16, dice: &mut Dice) {
+/// A mode, and an upstream that mostly fits the family.
+fn way(dice: &mut Dice, v4: bool) -> (u32, u32) {
     let modes = [
         mode::SERVE,
         mode::NAT,
@@ -78,18 +79,68 @@ fn set_listener(loaded: &mut Loaded, at: IpAddr, port: u16, dice: &mut Dice) {
         dice.one(&modes)
     };
     // Upstream 1 has IPv4 endpoints, 2 IPv6 ones, 3 both, 4 none, 5 no ring; 99 does not exist.
-    let fitting = if at.is_ipv4() { 1 } else { 2 };
+    let fitting = if v4 { 1 } else { 2 };
     let target = match dice.below(10) {
         0..=5 => fitting,
         6 | 7 => dice.one(&[1, 2, 3]),
         _ => dice.one(&[3, 4, 5, 99]),
     };
+    (mode, target)
+}
+
+fn set_options(loaded: &mut Loaded, dice: &mut Dice) {
     loaded.options = dice.one(&[0, 0, 0, option::FRAGMENTS_PASS, option::FRAGMENTS_DROP]);
     if dice.once_in(3) {
         loaded.options |= option::UDP_MOVE;
     }
+}
+
+fn set_listener(loaded: &mut Loaded, at: IpAddr, port: u16, dice: &mut Dice) {
+    let (mode, target) = way(dice, at.is_ipv4());
+    set_options(loaded, dice);
     let protocol = dice.one(&[TCP, UDP]);
     loaded.listener((at, port), protocol, mode, target);
+}
+
+/// Prefixes around and below an address, some of which have ports that others have, too.
+fn set_prefixes(loaded: &mut Loaded, at: IpAddr, dice: &mut Dice) {
+    let v4 = at.is_ipv4();
+    for _ in 0..dice.below(4) {
+        let bits = if v4 {
+            dice.one(&[0, 8, 23, 24, 25, 31, 32])
+        } else {
+            dice.one(&[0, 32, 63, 64, 65, 127, 128])
+        };
+        set_options(loaded, dice);
+        let protocol = dice.one(&[TCP, UDP]);
+        let mut listeners = vec![];
+        let mut next = dice.one(&[0u16, 1, 79, 80, 100]);
+        while listeners.len() < 16 && !dice.once_in(5) {
+            let last = next.saturating_add(dice.one(&[0, 1, 5, 300, 40_000]));
+            let (mode, target) = way(dice, v4);
+            listeners.push(((next, last), mode, target));
+            if last > u16::MAX - 20 {
+                break;
+            }
+            next = last + 1 + dice.one(&[0, 1, 20]);
+        }
+        let network = leading(at, bits);
+        loaded.prefix((network, bits), protocol, &listeners);
+    }
+}
+
+/// The address without what is behind so many bits.
+fn leading(at: IpAddr, bits: u32) -> IpAddr {
+    match at {
+        IpAddr::V4(at) => {
+            let kept = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            IpAddr::from((u32::from(at) & kept).to_be_bytes())
+        }
+        IpAddr::V6(at) => {
+            let kept = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+            IpAddr::from((u128::from(at) & kept).to_be_bytes())
+        }
+    }
 }
 
 /// A state: listeners of every mode, rings that have changed, endpoints of every kind, bans, NAT with few ports.
@@ -119,14 +170,19 @@ fn build(loaded: &mut Loaded, world: &World, dice: &mut Dice) {
         loaded.upstream(upstream, &members(dice, ids));
     }
     loaded.upstream(4, &[]);
-    for at in &world.listeners {
-        for port in LISTENER_PORTS {
+    for (index, at) in world.listeners.iter().enumerate() {
+        // Of the last ones nothing but prefixes know.
+        let ports = if index < 4 { &LISTENER_PORTS[..] } else { &[] };
+        for port in ports {
             for _ in 0..2 {
-                set_listener(loaded, *at, port, dice);
+                set_listener(loaded, *at, *port, dice);
             }
         }
+        if dice.once_in(2) {
+            set_prefixes(loaded, *at, dice);
+        }
         // All ports of an address.
-        if dice.once_in(6) {
+        if !ports.is_empty() && dice.once_in(6) {
             set_listener(loaded, *at, 0, dice);
         }
     }
@@ -208,9 +264,9 @@ fn the_kernel_half_and_the_model_agree_on_packets_that_nobody_wrote() {
         let mut dice = Dice::new(seed);
         let mut world = World {
             clients: both(3, 1),
-            listeners: both(2, 2),
+            listeners: both(3, 2),
             client_ports: (40_000..40_012).collect(),
-            listener_ports: LISTENER_PORTS.to_vec(),
+            listener_ports: [&LISTENER_PORTS[..], &[79, 101, 8080, 65_535]].concat(),
             answers: vec![],
         };
         build(&mut loaded, &world, &mut dice);

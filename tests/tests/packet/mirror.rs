@@ -56,6 +56,7 @@ impl Loaded {
             name::LISTENERS4 | name::LISTENERS6 => {
                 self.model.state.listeners = self.read_listeners()
             }
+            name::PREFIXES => self.model.state.prefixes = self.read_prefixes(),
             name::UPSTREAMS => {
                 self.model.state.upstreams = (0..size).map(|id| self.at(map, id)).collect()
             }
@@ -217,6 +218,10 @@ impl Loaded {
                 let model = self.model.state.endpoint_traffic.get(id as usize)?;
                 differ(self.traffic(name::ENDPOINT_TRAFFIC, id), *model)
             }
+            Entry::EndpointSigns(id) => {
+                let model = self.model.state.endpoint_signs.get(id as usize)?;
+                differ(self.signs(id), *model)
+            }
         }
     }
 
@@ -251,6 +256,9 @@ impl Loaded {
                 *traffic,
                 "endpoint {id}"
             );
+        }
+        for (id, signs) in (0..).zip(&state.endpoint_signs) {
+            assert_eq!(self.signs(id), *signs, "endpoint {id}");
         }
     }
 

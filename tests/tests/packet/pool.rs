@@ -2,13 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use proxy_ebpf::abi::{
     Address, Ban, Endpoint, FlowKey, FragmentKey, FragmentPorts, Guard, HashKeys, Inserts,
-    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, RingPage, StampPage, SteerKey,
-    Traffic, Tunnel, Upstream, name, size,
+    Listener, ListenerKey4, ListenerKey6, Nat, NatFlow, Ports, Prefix, RingPage, Signs, StampPage,
+    SteerKey, Traffic, Tunnel, Upstream, name, size,
 };
 use proxy_ebpf::object;
 use proxy_ebpf::verdict::Verdict;
@@ -26,6 +26,7 @@ impl Sizes {
         let mut sizes = vec![
             (name::LISTENERS4, 64),
             (name::LISTENERS6, 64),
+            (name::PREFIXES, 64),
             (name::UPSTREAMS, 16),
             (name::ENDPOINTS, 64),
             (name::RINGS, 16),
@@ -40,6 +41,7 @@ impl Sizes {
             (name::NAT_FLOWS, 1024),
             (name::LISTENER_TRAFFIC, 64),
             (name::ENDPOINT_TRAFFIC, 64),
+            (name::ENDPOINT_SIGNS, 64),
         ];
         sizes.retain(|(map, _)| named.iter().all(|(other, _)| other != map));
         sizes.extend(named);
@@ -104,6 +106,7 @@ fn empty(sizes: &Sizes, ebpf: &mut Ebpf) {
     zero::<Ports>(sizes, ebpf, name::PORTS);
     remove::<ListenerKey4, Listener>(ebpf, name::LISTENERS4);
     remove::<ListenerKey6, Listener>(ebpf, name::LISTENERS6);
+    remove_prefixes(ebpf);
     zero::<Upstream>(sizes, ebpf, name::UPSTREAMS);
     zero::<RingPage>(sizes, ebpf, name::RINGS);
     zero::<StampPage>(sizes, ebpf, name::STAMPS);
@@ -122,6 +125,7 @@ fn empty(sizes: &Sizes, ebpf: &mut Ebpf) {
     zero_per_cpu::<u64>(sizes, ebpf, name::VERDICTS);
     zero_per_cpu::<Traffic>(sizes, ebpf, name::LISTENER_TRAFFIC);
     zero_per_cpu::<Traffic>(sizes, ebpf, name::ENDPOINT_TRAFFIC);
+    zero_per_cpu::<Signs>(sizes, ebpf, name::ENDPOINT_SIGNS);
     remove::<SteerKey, u32>(ebpf, name::STEER);
 }
 
@@ -144,6 +148,15 @@ fn zero_per_cpu<T: bytemuck::Pod>(sizes: &Sizes, ebpf: &mut Ebpf, map: &str) {
     for index in 0..sizes.of(map) {
         let zeros = PerCpuValues::try_from(vec![Value(T::zeroed()); cpus]).unwrap();
         array.set(index, zeros, 0).unwrap();
+    }
+}
+
+fn remove_prefixes(ebpf: &mut Ebpf) {
+    let mut trie: LpmTrie<&mut MapData, [u8; 20], Value<Prefix>> =
+        map_mut(ebpf, name::PREFIXES).try_into().expect("a trie");
+    let keys: Vec<_> = trie.keys().map(|key| key.unwrap()).collect();
+    for key in keys {
+        trie.remove(&key).unwrap();
     }
 }
 

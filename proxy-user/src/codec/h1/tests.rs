@@ -301,15 +301,7 @@ fn mutilated_chunks_do_no_harm_and_are_judged_alike_wherever_they_are_cut() {
                 _ => wire.insert(at, b"\r\n 0;:x\0f\xff"[below(&mut state, 10)]),
             }
         }
-        let whole = decode_in(Framing::Chunked, &wire, wire.len(), &Limits::default());
-        let cut = decode_in(
-            Framing::Chunked,
-            &wire,
-            1 + below(&mut state, 9),
-            &Limits::default(),
-        );
-        assert_eq!(whole, cut, "{:?}", String::from_utf8_lossy(&wire));
-        taken += usize::from(whole.is_ok());
+        taken += usize::from(fuzz::check(&wire, 1 + below(&mut state, 9)));
     }
     assert!(
         taken > 1000,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::{Control, is_healthy};
+use super::Control;
 use crate::config::Diagnostic;
 use crate::control::bans::OPERATOR;
 use crate::control::message::ToKeeper;
@@ -28,7 +28,7 @@ impl Control {
                     .add(self.datapath.as_mut(), source, OPERATOR, duration);
                 if banned.is_ok() {
                     log::info!("banned: source={source} rule={OPERATOR} for={duration:?}");
-                    self.close_source(source);
+                    self.close_denied();
                     self.remember();
                 }
                 let _ = way_back.send(banned.map_err(|error| format!("{error:#}")));
@@ -43,6 +43,9 @@ impl Control {
                     drop(way_back.send(Err(vec![Diagnostic::error(format!("{error:#}"))])))
                 }
             },
+            Request::Endpoint(request, arrived, way_back) => {
+                let _ = way_back.send(self.change_endpoint(&request, arrived));
+            }
             Request::Limits(way_back) => {
                 let tunables = self.tunables();
                 let limits = (
@@ -101,11 +104,10 @@ impl Control {
                 close: Vec::new(),
             });
         }
-        if let Some(datapath) = &mut self.datapath {
-            let healthy = |upstream, address| is_healthy(&snapshot, upstream, address);
-            if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
-                log::error!("the kernel half keeps its limits: {error:#}");
-            }
+        if let Some(datapath) = &mut self.datapath
+            && let Err(error) = datapath.apply(&snapshot)
+        {
+            log::error!("the kernel half keeps its limits: {error:#}");
         }
         self.snapshot = Some(snapshot);
         self.remember();
@@ -113,6 +115,7 @@ impl Control {
 
     fn metrics(&mut self) -> String {
         let mut outside = Outside {
+            backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
             start_time_seconds: self
@@ -136,7 +139,7 @@ impl Control {
                     let upstreams = self
                         .snapshot
                         .iter()
-                        .flat_map(|snapshot| &snapshot.config.upstreams);
+                        .flat_map(|snapshot| snapshot.upstreams.iter());
                     for upstream in upstreams {
                         for endpoint in &upstream.endpoints {
                             let Some((packets, bytes)) = counts.endpoints.get(&endpoint.address)
@@ -163,7 +166,9 @@ impl Control {
         let resolved = self.datapath.as_ref().map(Writer::resolved);
         let facts = Facts {
             start: &self.start,
+            net: &self.net,
             snapshot: self.snapshot.as_deref(),
+            changes: &self.changes,
             registry: &self.registry,
             uptime: self.started.elapsed().unwrap_or_default(),
             bans: self.bans.count(),

@@ -1,16 +1,17 @@
 //! What control learns from workers, from probes and as time passes.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::{Control, is_healthy};
+use super::Control;
 use crate::config::PolicyKind;
+use crate::control::WorkerThread;
 use crate::control::offences::Judgement;
 use crate::control::probes::Answer;
 use crate::datapath::Writer;
 use crate::report::Report;
-use crate::worker;
 
 impl Control {
     /// What workers told.
@@ -71,7 +72,7 @@ impl Control {
                     Ok(()) => {
                         self.registry.control.bans_issued.fetch_add(1, Relaxed);
                         log::info!("banned: source={source} rule={rule} for={:?}", ban.duration);
-                        self.close_source(source);
+                        self.close_denied();
                     }
                     Err(error) => log::warn!("cannot ban: source={source} rule={rule}: {error:#}"),
                 }
@@ -80,10 +81,8 @@ impl Control {
     }
 
     /// Open connections of a banned source would hang: their packets do not come any more.
-    pub(super) fn close_source(&self, source: IpAddr) {
-        for worker in &self.workers {
-            worker.tell(worker::Command::CloseSource(source));
-        }
+    pub(super) fn close_denied(&self) {
+        self.workers.iter().for_each(WorkerThread::close_denied);
     }
 
     /// An endpoint answered, or did not.
@@ -130,17 +129,29 @@ impl Control {
                 answer.reason
             ),
         }
-        self.choose_endpoints();
+        self.choose_endpoints(index);
     }
 
-    /// Lets the kernel half forward to the endpoints that are healthy and reached now.
-    fn choose_endpoints(&mut self) {
+    /// Lets the kernel half forward to the endpoints of an upstream, by its index, that are healthy and reached now.
+    pub(super) fn choose_endpoints(&mut self, upstream: usize) {
         let (Some(datapath), Some(snapshot)) = (&mut self.datapath, &self.snapshot) else {
             return;
         };
-        let healthy = |upstream, address| is_healthy(snapshot, upstream, address);
-        if let Err(error) = datapath.apply(&snapshot.config, &snapshot.tunables, healthy) {
-            log::error!("the rings keep their endpoints: {error:#}");
+        if let Err(error) = datapath.change(snapshot, upstream) {
+            log::error!("a ring keeps its endpoints: {error:#}");
+        }
+    }
+
+    /// The same of all upstreams that have an endpoint of one of these addresses.
+    pub(super) fn choose_where_moved(&mut self, moved: &HashSet<IpAddr>) {
+        let Some(snapshot) = self.snapshot.clone().filter(|_| !moved.is_empty()) else {
+            return;
+        };
+        for (index, upstream) in snapshot.upstreams.iter().enumerate() {
+            let mut endpoints = upstream.endpoints.iter();
+            if endpoints.any(|endpoint| moved.contains(&endpoint.address.ip())) {
+                self.choose_endpoints(index);
+            }
         }
     }
 
@@ -172,9 +183,9 @@ impl Control {
         self.remember();
         self.look_for_lost();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
-            Some(Ok(true)) => self.choose_endpoints(),
+            Some(Ok(moved)) => self.choose_where_moved(&moved),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),
-            Some(Ok(false)) | None => {}
+            None => {}
         }
     }
 }

@@ -11,6 +11,8 @@ struct Model {
     upstreams: HashMap<u32, abi::Upstream>,
     listeners: BTreeMap<Key, abi::Listener>,
     ports: BTreeSet<u16>,
+    prefixes: BTreeMap<abi::PrefixKey, abi::Prefix>,
+    prefix_ports: Vec<(u16, u16)>,
     nat_ports: u32,
     tunnel: Option<abi::Tunnel>,
 }
@@ -23,6 +25,8 @@ impl Model {
             upstreams: HashMap::new(),
             listeners: BTreeMap::new(),
             ports: BTreeSet::new(),
+            prefixes: BTreeMap::new(),
+            prefix_ports: vec![],
             nat_ports: 0,
             tunnel: None,
         }
@@ -36,13 +40,21 @@ impl Model {
                 Write::Upstream(id, entry) => drop(self.upstreams.insert(id, entry)),
                 Write::Nat(nat) => self.nat_ports = nat.ports,
                 Write::Tunnel(tunnel) => self.tunnel = Some(tunnel),
-                Write::AddPorts { listener, .. } => self.ports.extend(listener),
-                Write::SetPorts { listener, .. } => self.ports = listener,
+                Write::AddPorts(ports) => {
+                    self.ports.extend(ports.listener);
+                    self.prefix_ports.extend(ports.prefix);
+                }
+                Write::SetPorts(ports) => {
+                    self.ports = ports.listener;
+                    self.prefix_ports = ports.prefix;
+                }
                 Write::ResetListener(id) => {
                     assert!(self.listeners.values().all(|listener| listener.id != id))
                 }
                 Write::Listener(key, entry) => drop(self.listeners.insert(key, entry)),
                 Write::RemoveListener(key) => drop(self.listeners.remove(&key)),
+                Write::Prefix(key, prefix) => drop(self.prefixes.insert(key, *prefix)),
+                Write::RemovePrefix(key) => drop(self.prefixes.remove(&key)),
             }
             self.check(write);
         }
@@ -55,31 +67,52 @@ impl Model {
                 key.port == 0 || self.ports.contains(&key.port),
                 "{key:?} without its port after {write:?}"
             );
-            if matches!(listener.mode, mode::ADDRESS | mode::NAT_RETURN) {
-                continue;
-            }
-            assert!(
-                self.tunnel.is_some() || !matches!(listener.mode, mode::IPIP | mode::GUE),
-                "{key:?} without a source after {write:?}"
-            );
-            let upstream = self.upstreams.get(&listener.target).copied();
-            let upstream =
-                upstream.unwrap_or_else(|| panic!("{key:?} without upstream after {write:?}"));
-            let slots = self
-                .pages
-                .get(&upstream.page)
-                .unwrap_or_else(|| panic!("no ring after {write:?}"));
-            assert_eq!(
-                slots.len() as u32,
-                upstream.slots,
-                "a ring of another size after {write:?}"
-            );
-            for id in slots.iter().filter(|id| **id != 0) {
+            self.check_listener(listener, (&key, write));
+        }
+        for (key, prefix) in &self.prefixes {
+            for range in &prefix.ranges[..prefix.count as usize] {
+                let is_asked = |port: u16| {
+                    let mut ranges = self.prefix_ports.iter();
+                    ranges.any(|(first, last)| (*first..=*last).contains(&port))
+                };
                 assert!(
-                    self.endpoints.contains(id),
-                    "endpoint {id} is not there after {write:?}"
+                    key.protocol == 0 || is_asked(range.first) && is_asked(range.last),
+                    "{key:?} without its ports after {write:?}"
                 );
+                self.check_listener(&range.listener, (&key, write));
             }
+        }
+    }
+
+    fn check_listener(
+        &self,
+        listener: &abi::Listener,
+        (key, write): (&dyn std::fmt::Debug, &Write),
+    ) {
+        if matches!(listener.mode, mode::ADDRESS | mode::NAT_RETURN) {
+            return;
+        }
+        assert!(
+            self.tunnel.is_some() || !matches!(listener.mode, mode::IPIP | mode::GUE),
+            "{key:?} without a source after {write:?}"
+        );
+        let upstream = self.upstreams.get(&listener.target).copied();
+        let upstream =
+            upstream.unwrap_or_else(|| panic!("{key:?} without upstream after {write:?}"));
+        let slots = self
+            .pages
+            .get(&upstream.page)
+            .unwrap_or_else(|| panic!("no ring after {write:?}"));
+        assert_eq!(
+            slots.len() as u32,
+            upstream.slots,
+            "a ring of another size after {write:?}"
+        );
+        for id in slots.iter().filter(|id| **id != 0) {
+            assert!(
+                self.endpoints.contains(id),
+                "endpoint {id} is not there after {write:?}"
+            );
         }
     }
 }
@@ -87,6 +120,7 @@ impl Model {
 fn empty() -> State {
     let capacity = Capacity {
         listeners: 16,
+        prefixes: 8,
         upstreams: 8,
         endpoints: 1024,
         ring_pages: 8,
@@ -96,8 +130,9 @@ fn empty() -> State {
         capacity,
         names: Names::default(),
         listeners: BTreeMap::new(),
+        prefixes: BTreeMap::new(),
         upstreams: BTreeMap::new(),
-        endpoints: BTreeMap::new(),
+        endpoints: Endpoints::default(),
         nat: bytemuck::Zeroable::zeroed(),
         tunnel: bytemuck::Zeroable::zeroed(),
     }
@@ -144,7 +179,7 @@ fn nat() -> Option<WantedNat> {
 }
 
 fn planned(state: &State, wanted: &Wanted) -> (Vec<Write>, State) {
-    plan(state, wanted).unwrap_or_else(|full| panic!("{full}"))
+    plan(state, wanted, None).unwrap_or_else(|full| panic!("{full}"))
 }
 
 #[test]
@@ -155,6 +190,7 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
         nat: nat(),
         tunnel: vec![],
         rules: vec![],
+        ..Wanted::default()
     };
     let two = Wanted {
         listeners: vec![forward("b", 81, 0), forward("a", 80, 1)],
@@ -162,6 +198,7 @@ fn no_packet_ever_meets_a_pointer_to_nothing() {
         nat: nat(),
         tunnel: vec![],
         rules: vec!["fair-use".to_owned()],
+        ..Wanted::default()
     };
     // More than 40 endpoints need a larger ring.
     let three = Wanted {
@@ -193,6 +230,7 @@ fn the_same_again_writes_no_pointer() {
         nat: nat(),
         tunnel: vec![],
         rules: vec![],
+        ..Wanted::default()
     };
     let (_, state) = planned(&empty(), &wanted);
     let (writes, again) = planned(&state, &wanted);
@@ -223,8 +261,8 @@ fn ids_stay_with_their_names_and_endpoints_over_changes_and_absence() {
     assert_eq!(third.names.listeners["a"], first.names.listeners["a"]);
     assert_eq!(third.names.listeners["b"], first.names.listeners["b"]);
     assert_ne!(third.names.listeners["c"], first.names.listeners["a"]);
-    for (id, address) in &first.endpoints {
-        assert_eq!(third.endpoints[id], *address);
+    for (id, address) in first.endpoints.iter() {
+        assert_eq!(third.endpoints.find(address), Some(id));
     }
 }
 
@@ -237,7 +275,7 @@ fn what_does_not_fit_is_refused_with_its_name() {
     let mut small = empty();
     small.capacity.nat_flows = 1000;
     assert_eq!(
-        plan(&small, &wanted)
+        plan(&small, &wanted, None)
             .map_err(|full| (full.what, full.needed))
             .err(),
         Some(("nat_flows", Some(160_000)))
@@ -247,7 +285,9 @@ fn what_does_not_fit_is_refused_with_its_name() {
     wanted.listeners = (0..17).map(|n| forward("a", 1000 + n, 0)).collect();
     wanted.upstreams = vec![upstream("x", [1])];
     assert_eq!(
-        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        plan(&empty(), &wanted, None)
+            .map_err(|full| full.what)
+            .err(),
         Some("listeners")
     );
 
@@ -256,7 +296,9 @@ fn what_does_not_fit_is_refused_with_its_name() {
         .collect();
     wanted.upstreams = (0..9).map(|n| upstream(&format!("u{n}"), [1])).collect();
     assert_eq!(
-        plan(&empty(), &wanted).map_err(|full| full.what).err(),
+        plan(&empty(), &wanted, None)
+            .map_err(|full| full.what)
+            .err(),
         Some("upstreams")
     );
 
@@ -265,14 +307,14 @@ fn what_does_not_fit_is_refused_with_its_name() {
     wanted.listeners = vec![forward("a", 80, 0)];
     wanted.upstreams = vec![upstream("x", [1, 2, 3])];
     assert_eq!(
-        plan(&few, &wanted).map_err(|full| full.what).err(),
+        plan(&few, &wanted, None).map_err(|full| full.what).err(),
         Some("endpoints")
     );
 
     few = empty();
     few.capacity.ring_pages = 0;
     assert_eq!(
-        plan(&few, &wanted).map_err(|full| full.what).err(),
+        plan(&few, &wanted, None).map_err(|full| full.what).err(),
         Some("ring_pages")
     );
 }
@@ -370,6 +412,7 @@ fn remembered_ids_that_the_maps_do_not_have_are_given_anew() {
         nat: nat(),
         rules: vec!["r".to_owned(), "s".to_owned()],
         tunnel: vec![],
+        ..Wanted::default()
     };
     let forged = |pairs: [(&str, u32); 2]| {
         let owned = pairs.map(|(name, id)| (name.to_owned(), id));
@@ -434,4 +477,155 @@ fn an_address_drops_what_has_no_ports_only_where_all_its_listeners_would() {
     assert_eq!(options(drop, drop), Some(drop));
     assert_eq!(options(drop, pass), Some(0));
     assert_eq!(options(0, drop), Some(0));
+}
+
+fn prefix(name: &str, address: &str, upstream: usize) -> WantedPrefix {
+    let (network, ports) = address.rsplit_once(':').expect("ports");
+    let (ip, bits) = network.split_once('/').expect("a prefix");
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let port = first.parse().expect("a port");
+    WantedPrefix {
+        name: name.to_owned(),
+        address: ListenAddress {
+            socket: SocketAddr::new(ip.parse().expect("an address"), port),
+            prefix_bits: bits.parse().expect("bits"),
+            port_last: last.parse().expect("a port"),
+            protocol: crate::config::Protocol::Tcp,
+        },
+        protocol: abi::protocol::TCP,
+        upstream: Some((upstream, mode::DIRECT)),
+        options: 0,
+    }
+}
+
+/// Who has a port of the addresses of an entry, by the name of its listener.
+fn owner(state: &State, ip: [u8; 4], bits: u32, port: u16) -> Option<&str> {
+    let key = abi::PrefixKey::new(abi::Address::v4(ip), bits, abi::protocol::TCP);
+    let id = state.prefixes[&key].find(port)?.id;
+    let names = state.names.listeners.iter();
+    names
+        .clone()
+        .find(|(_, known)| **known == id)
+        .map(|(name, _)| name.as_str())
+}
+
+#[test]
+fn a_longer_prefix_tells_what_shorter_ones_have_at_its_addresses_too() {
+    let wanted = Wanted {
+        prefixes: vec![
+            prefix("wide", "203.0.112.0/20:1-65535", 0),
+            prefix("near", "203.0.113.0/24:8000-8099", 0),
+            prefix("far", "198.51.0.0/16:443", 0),
+        ],
+        upstreams: vec![upstream("x", [1, 2])],
+        ..Wanted::default()
+    };
+    let (writes, state) = planned(&empty(), &wanted);
+    let mut model = Model::new();
+    model.apply(&writes);
+    assert_eq!(model.prefixes, state.prefixes);
+    let near = |port| owner(&state, [203, 0, 113, 0], 24, port);
+    assert_eq!(
+        [7999, 8000, 8099, 8100].map(near),
+        [Some("wide"), Some("near"), Some("near"), Some("wide")]
+    );
+    assert_eq!(owner(&state, [203, 0, 112, 0], 20, 8000), Some("wide"));
+    assert_eq!(owner(&state, [198, 51, 0, 0], 16, 443), Some("far"));
+    assert_eq!(owner(&state, [198, 51, 0, 0], 16, 444), None);
+    // Three prefixes, each once for TCP and once for what has no ports.
+    assert_eq!(state.prefixes.len(), 6);
+    let (again, _) = planned(&state, &wanted);
+    assert!(
+        !again
+            .iter()
+            .any(|write| matches!(write, Write::Prefix(..) | Write::RemovePrefix(_)))
+    );
+
+    let less = Wanted {
+        prefixes: wanted.prefixes[..1].to_vec(),
+        ..wanted
+    };
+    let (writes, after) = planned(&state, &less);
+    model.apply(&writes);
+    assert_eq!(model.prefixes, after.prefixes);
+    assert_eq!(after.prefixes.len(), 2);
+}
+
+#[test]
+fn prefixes_that_do_not_fit_are_refused_whole() {
+    let mut wanted = Wanted {
+        prefixes: (0..5)
+            .map(|n| prefix("p", &format!("203.{n}.0.0/16:443"), 0))
+            .collect(),
+        upstreams: vec![upstream("x", [1])],
+        ..Wanted::default()
+    };
+    let full = plan(&empty(), &wanted, None).expect_err("ten entries, and eight have room");
+    assert_eq!(full.what, "prefixes");
+    wanted.prefixes.truncate(4);
+    let (_, state) = planned(&empty(), &wanted);
+    // Others, for which there is room only once these have gone.
+    wanted.prefixes = vec![prefix("p", "10.0.0.0/8:443", 0)];
+    let full = plan(&state, &wanted, None).expect_err("old and new ones are there together");
+    assert_eq!(full.what, "prefixes");
+}
+
+#[test]
+fn what_has_no_ports_is_dropped_only_where_all_listeners_of_its_address_would() {
+    let mut wanted = Wanted {
+        listeners: vec![forward("exact", 80, 0)],
+        prefixes: vec![prefix("wide", "192.0.0.0/16:443", 0)],
+        upstreams: vec![upstream("x", [1])],
+        ..Wanted::default()
+    };
+    let mut dropped = |exact, wide| {
+        (wanted.listeners[0].options, wanted.prefixes[0].options) = (exact, wide);
+        let (_, state) = planned(&empty(), &wanted);
+        let at = Key {
+            address: wanted.listeners[0].address.ip(),
+            port: 0,
+            protocol: 0,
+        };
+        let key = abi::PrefixKey::new(abi::Address::v4([192, 0, 0, 0]), 16, 0);
+        let of_prefix = state.prefixes[&key].find(0).expect("all ports").options;
+        (state.listeners[&at].options, of_prefix)
+    };
+    let drop = option::FRAGMENTS_DROP;
+    assert_eq!(dropped(drop, 0), (0, 0));
+    assert_eq!(dropped(0, drop), (0, drop));
+    assert_eq!(dropped(drop, drop), (drop, drop));
+}
+
+#[test]
+fn an_id_that_is_spare_goes_to_another_address_when_no_fresh_one_is_left() {
+    let mut few = empty();
+    few.capacity.endpoints = 4;
+    let wanted = |endpoints: &[u8]| Wanted {
+        listeners: vec![forward("a", 80, 0)],
+        upstreams: vec![upstream("x", endpoints.iter().copied())],
+        ..Wanted::default()
+    };
+    let (_, mut state) = planned(&few, &wanted(&[1, 2]));
+    let id = |state: &State, last| state.endpoints.find(endpoint(last).address);
+    let (one, two) = (id(&state, 1), id(&state, 2));
+    let (_, next) = planned(&state, &wanted(&[2]));
+    state = next;
+    state.endpoints.spare(one.unwrap_or(0));
+    let (_, next) = planned(&state, &wanted(&[2, 3]));
+    state = next;
+    assert_eq!(
+        (id(&state, 1), id(&state, 2), id(&state, 3)),
+        (one, two, Some(3))
+    );
+    // Wanted again, it is not spare any more.
+    let (_, kept) = planned(&state, &wanted(&[1, 2, 3]));
+    assert!(plan(&kept, &wanted(&[1, 2, 3, 4]), None).is_err());
+    let (writes, state) = planned(&state, &wanted(&[2, 3, 4]));
+    assert_eq!((id(&state, 1), id(&state, 4)), (None, one));
+    assert!(writes.contains(&Write::Endpoint(1, endpoint(4).address)));
+    let rings = change(&state, [upstream("x", [2, 3, 5])].iter());
+    assert_eq!(
+        rings.map(|_| ()).map_err(|full| full.what),
+        Err("endpoints")
+    );
 }

@@ -1,14 +1,15 @@
 //! What the kernel half has counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use proxy_ebpf::abi::Signs;
 use proxy_ebpf::verdict::Verdict;
 
-use super::entry::{sum, traffic};
+use super::entry::{signs, sum, traffic};
 use super::{OPERATOR, Writer};
 
 /// The flows are counted one by one, so not at every question.
@@ -45,12 +46,7 @@ impl Writer {
                 .verdicts
                 .push((verdict.name(), sum(&self.verdicts, verdict as u32)?));
         }
-        let listening: BTreeSet<u32> = self
-            .state
-            .listeners
-            .values()
-            .map(|listener| listener.id)
-            .collect();
+        let listening = self.state.listener_ids();
         for (name, id) in self
             .state
             .names
@@ -63,11 +59,11 @@ impl Writer {
                 .listeners
                 .push((name.clone(), traffic.packets, traffic.bytes));
         }
-        for (id, at) in &self.state.endpoints {
-            let traffic = traffic(&self.endpoint_traffic, u32::from(*id))?;
+        for (id, at) in self.state.endpoints.iter() {
+            let traffic = traffic(&self.endpoint_traffic, u32::from(id))?;
             counts
                 .endpoints
-                .insert(*at, (traffic.packets, traffic.bytes));
+                .insert(at, (traffic.packets, traffic.bytes));
         }
         counts
             .rule_drops
@@ -79,6 +75,19 @@ impl Writer {
         }
         counts.flows = self.count_flows();
         Ok(counts)
+    }
+
+    /// What became of the flows that NAT opened to each endpoint, since it has its id: they only grow, so that whoever
+    /// asks now and then learns by the difference how an endpoint takes what it is sent.
+    ///
+    /// # Errors
+    /// The system refuses to read.
+    pub fn endpoint_signs(&self) -> Result<BTreeMap<SocketAddr, Signs>> {
+        let mut all = BTreeMap::new();
+        for (id, at) in self.state.endpoints.iter() {
+            all.insert(at, signs(&self.endpoint_signs, u32::from(id))?);
+        }
+        Ok(all)
     }
 
     fn count_flows(&mut self) -> u64 {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use aya::maps::MapError;
+use aya::maps::{MapError, lpm_trie};
 use proxy_ebpf::abi;
 
 use crate::datapath::map::{Counters, Table, Value};
@@ -15,6 +15,20 @@ pub(super) fn key_of(address: IpAddr, port: [u8; 2], protocol: u8) -> Key {
         port: u16::from_be_bytes(port),
         protocol,
     }
+}
+
+/// The key of a prefix as a trie has it, and back.
+pub(super) fn trie_key(key: &abi::PrefixKey) -> lpm_trie::Key<[u8; 20]> {
+    let mut behind = [0; 20];
+    behind.copy_from_slice(&bytemuck::bytes_of(key)[4..]);
+    lpm_trie::Key::new(key.bits, behind)
+}
+
+pub(super) fn prefix_of(key: &lpm_trie::Key<[u8; 20]>) -> abi::PrefixKey {
+    let mut bytes = [0; 24];
+    bytes[..4].copy_from_slice(&key.prefix_len().to_ne_bytes());
+    bytes[4..].copy_from_slice(&key.data());
+    bytemuck::cast(bytes)
 }
 
 /// Inserts or removes; what is not there need not be removed.
@@ -67,6 +81,16 @@ pub(super) fn traffic(
     for Value(one) in counters.get(&index, 0)?.iter() {
         total.packets += one.packets;
         total.bytes += one.bytes;
+    }
+    Ok(total)
+}
+
+pub(super) fn signs(counters: &Counters<abi::Signs>, index: u32) -> Result<abi::Signs, MapError> {
+    let mut total = abi::Signs::default();
+    for Value(one) in counters.get(&index, 0)?.iter() {
+        total.opened += one.opened;
+        total.answered += one.answered;
+        total.refused += one.refused;
     }
     Ok(total)
 }

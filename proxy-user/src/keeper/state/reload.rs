@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{APPLY_TIMEOUT, Generation, Keeper, Pending};
 use crate::config::{Config, Diagnostic, diagnostic};
@@ -100,9 +100,9 @@ impl Keeper {
         tunables: &Tunables,
     ) -> Result<Vec<SocketAddr>, Vec<Diagnostic>> {
         let workers = self.held.cpus.len();
-        let opened = self
-            .sockets
-            .open_missing(config, workers, tunables.net.backlog)?;
+        let opened =
+            self.sockets
+                .open_missing(config, workers, tunables.net.backlog, Duration::ZERO)?;
         Ok(self.adopt(opened))
     }
 

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
-    APPLY_TIMEOUT, BACKOFF, Keeper, LIVED, LOOK_AGAIN, LOOK_EVERY, MEMORY_FILE, STOP_TIMEOUT,
+    APPLY_TIMEOUT, BACKOFF, HEED_EVERY, Keeper, LIVED, LOOK_AGAIN, LOOK_EVERY, MEMORY_FILE,
+    STOP_TIMEOUT,
 };
 use crate::control::message::{Apply, Memory, Socket, Start, ToDaemon, ToKeeper};
 use crate::datapath::{Interface, Kernel};
@@ -32,7 +33,9 @@ impl Keeper {
                 generation,
                 diagnostics,
             })) => self.refused(generation, &diagnostics),
-            Ok(Some(ToKeeper::Reload)) => self.reload(),
+            Ok(Some(ToKeeper::Reload)) => {
+                self.reload_at.get_or_insert(heeded(self.reloaded));
+            }
             Ok(Some(ToKeeper::Remember(memory))) => self.remember(memory),
             // It is ending, and how says why; if it is not, it is no use any more.
             Ok(None) => daemon.end_within(END_PATIENCE),
@@ -45,6 +48,11 @@ impl Keeper {
 
     fn remember(&mut self, memory: Memory) {
         self.memory = memory;
+        self.write_at.get_or_insert(heeded(self.written));
+    }
+
+    pub(super) fn write_memory(&mut self) {
+        self.written = Some(Instant::now());
         let path = self.held.folder.join(MEMORY_FILE);
         let fresh = self.held.folder.join("memory.json.new");
         let written = serde_json::to_vec(&self.memory)
@@ -94,6 +102,7 @@ impl Keeper {
             start: Some(Start {
                 instance: self.held.settings.instance.clone(),
                 cpus: self.held.cpus.clone(),
+                backend: generation.tunables.net.backend,
                 restarts: self.restarts,
                 cells: self.held.cells.count,
                 cells_seed: self.held.cells.seed,
@@ -190,6 +199,13 @@ impl Keeper {
                 self.restart_at = Some(now + self.backoff);
             }
         }
+        if self.write_at.take_if(|at| now >= *at).is_some() {
+            self.write_memory();
+        }
+        if self.reload_at.take_if(|at| now >= *at).is_some() {
+            self.reloaded = Some(now);
+            self.reload();
+        }
         if self.look_at.is_some_and(|at| now >= at) {
             self.look_at = Some(now + LOOK_EVERY);
             self.look_for_interfaces();
@@ -242,6 +258,12 @@ impl Keeper {
             daemon.kill();
         }
     }
+}
+
+/// When something is due that was done last then: now, or a moment after that.
+fn heeded(last: Option<Instant>) -> Instant {
+    let now = Instant::now();
+    last.map_or(now, |last| (last + HEED_EVERY).max(now))
 }
 
 fn readable(descriptor: BorrowedFd<'_>) -> bool {

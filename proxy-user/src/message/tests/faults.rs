@@ -189,6 +189,28 @@ fn lines_and_fields_are_read_to_the_letter() {
 }
 
 #[test]
+fn what_has_one_value_is_there_once() {
+    let origin = "HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Type: b\r\n\r\n";
+    assert_eq!(response(origin).map(|head| head.fields().len()), Ok(2));
+    for name in [
+        "Authorization",
+        "Content-Type",
+        "Range",
+        "If-Range",
+        "If-Modified-Since",
+        "If-Unmodified-Since",
+    ] {
+        refuses(&[(
+            &format!("{name}: a\r\nX: b\r\n{}: a\r\n", name.to_lowercase()),
+            400,
+            "field_twice",
+        )]);
+    }
+    let each = "Authorization: a\r\nContent-Type: a\r\nRange: a\r\nIf-Range: a\r\nIf-Match: a\r\nIf-Match: b\r\n";
+    assert_eq!(request_with(each).map(|head| head.fields().len()), Ok(6));
+}
+
+#[test]
 fn a_host_is_there_once_and_an_authority_and_an_absolute_target_wins_over_it() {
     refuses_whole(&[
         ("GET / HTTP/1.1\r\n\r\n", 400, "host_missing"),

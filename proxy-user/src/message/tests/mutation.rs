@@ -85,175 +85,27 @@ fn mutilate(bytes: &str, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// The lines of an encoded head, read by the simplest reader there can be.
-fn lines_of(encoded: &[u8]) -> Vec<&[u8]> {
-    let head = encoded
-        .strip_suffix(b"\r\n\r\n")
-        .expect("an empty line at the end");
-    let mut lines = Vec::new();
-    let mut rest = head;
-    while let Some(at) = rest.windows(2).position(|pair| pair == b"\r\n") {
-        lines.push(&rest[..at]);
-        rest = &rest[at + 2..];
-    }
-    lines.push(rest);
-    for line in &lines {
-        assert!(
-            !line.is_empty()
-                && line
-                    .iter()
-                    .all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f)),
-            "{:?}",
-            text(encoded)
-        );
-    }
-    for line in &lines[1..] {
-        let colon = line.iter().position(|b| *b == b':').expect("a colon");
-        assert!(
-            is_field_name(&line[..colon]) && line[colon + 1] == b' ',
-            "{:?}",
-            text(line)
-        );
-    }
-    lines
-}
-
 #[test]
 fn what_is_taken_of_a_mutilated_request_is_forwarded_as_one_request_of_the_same_meaning() {
     let mut random = Random(1);
-    let mut taken = 0;
-    for round in 0..60_000 {
-        let bytes = mutilate(REQUESTS[round % REQUESTS.len()], &mut random);
-        let mut head = RequestHead::default();
-        let Ok(Parse::Complete(len)) = head.parse(&bytes, &Limits::default()) else {
-            continue;
-        };
-        taken += 1;
-        assert!(bytes[..len].ends_with(b"\r\n\r\n"));
-        let encoded = forwarded_bytes(&head);
-        let lines = lines_of(&encoded);
-        let count = |name: &str| {
-            lines
-                .iter()
-                .filter(|line| line.starts_with(name.as_bytes()))
-                .count()
-        };
-        assert_eq!(count("host:"), 1);
-        assert!(
-            count("content-length:") + count("transfer-encoding:") <= 1
-                && count("connection:") == 0
-        );
-
-        let mut again = RequestHead::default();
-        assert_eq!(
-            again.parse(&encoded, &Limits::default()),
-            Ok(Parse::Complete(encoded.len())),
-            "{:?}",
-            text(&encoded)
-        );
-        let (first, second) = (summary(&head), summary(&again));
-        assert_eq!(
-            (&first.0, &first.1, &first.2, &first.5),
-            (&second.0, &second.1, &second.2, &second.5),
-            "{:?}",
-            text(&bytes)
-        );
-        assert_eq!(
-            second.3,
-            if first.3.is_empty() {
-                "192.0.2.9:80"
-            } else {
-                &first.3
-            }
-        );
-        let length_of = |framing| {
-            if framing == Framing::None {
-                Framing::Length(0)
-            } else {
-                framing
-            }
-        };
-        assert_eq!(length_of(first.4), length_of(second.4));
-        let once_more = forwarded_bytes(&again);
-        if first.3.is_empty() {
-            // The host that we put in where there was none now counts as asked for.
-            assert!(once_more.starts_with(&encoded[..encoded.len() - 2]));
-        } else {
-            assert_eq!(
-                once_more, encoded,
-                "what was written anew once stays as it is"
-            );
-        }
-    }
+    let taken = (0..60_000)
+        .map(|round| mutilate(REQUESTS[round % REQUESTS.len()], &mut random))
+        .filter(|bytes| fuzz::check_request(bytes, &Limits::default()).is_some())
+        .count();
     assert!(
         taken > 10_000,
         "the wounds are too deep to tell anything: {taken}"
     );
 }
 
-fn forwarded_bytes(head: &RequestHead) -> Vec<u8> {
-    let mut out = Vec::new();
-    head.encode(
-        &mut out,
-        &Forward {
-            peer: "192.0.2.1",
-            scheme: "http",
-            port: 80,
-            told: Told::XForwarded,
-            via: None,
-            passes_trailers: false,
-            fallback_authority: "192.0.2.9:80",
-        },
-    );
-    out
-}
-
 #[test]
 fn what_is_taken_of_a_mutilated_response_is_answered_as_one_response_of_the_same_meaning() {
     let mut random = Random(2);
-    let mut taken = 0;
-    let mut request = RequestHead::default();
-    assert!(
-        request
-            .parse(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", &Limits::default())
-            .is_ok()
-    );
-    for round in 0..60_000 {
-        let bytes = mutilate(RESPONSES[round % RESPONSES.len()], &mut random);
-        let mut head = ResponseHead::default();
-        match head.parse(&bytes, Method::Get, &Limits::default()) {
-            Ok(Parse::Complete(_)) => taken += 1,
-            Ok(Parse::Partial) => continue,
-            Err(reject) => {
-                assert_eq!(reject.status, 502);
-                continue;
-            }
-        }
-        let mut encoded = Vec::new();
-        let answer = head.answer(&request, true);
-        head.encode(&mut encoded, &answer, "Thu, 01 Jan 1970 00:00:00 GMT");
-        lines_of(&encoded);
-        let mut again = ResponseHead::default();
-        assert_eq!(
-            again.parse(&encoded, Method::Get, &Limits::default()),
-            Ok(Parse::Complete(encoded.len())),
-            "{:?}",
-            text(&encoded)
-        );
-        assert_eq!(
-            (again.status(), again.framing()),
-            (head.status(), answer.framing),
-            "{:?}",
-            text(&bytes)
-        );
-        let without_date = |fields: &Fields| {
-            list(fields)
-                .into_iter()
-                .filter(|(name, _)| name != "date")
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(without_date(again.fields()), without_date(head.fields()));
-    }
+    let asked = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let taken = (0..60_000)
+        .map(|round| mutilate(RESPONSES[round % RESPONSES.len()], &mut random))
+        .filter(|bytes| fuzz::check_response(bytes, asked, &Limits::default()).is_some())
+        .count();
     assert!(
         taken > 10_000,
         "the wounds are too deep to tell anything: {taken}"

@@ -2,6 +2,14 @@
 
 use super::*;
 
+on_each_backend! {
+    what_is_spliced_arrives_and_the_sockets_go_on_as_before
+    a_spliced_socket_is_waited_for_and_not_asked_again_and_again
+    bytes_in_a_pipe_are_lost_with_it_and_never_found_by_the_next
+    an_abort_ends_a_splice_that_waits
+    there_are_only_so_many_pipes_and_they_come_back
+}
+
 /// One splice after another, as an exchange does it, until the source has nothing more for it.
 async fn pass_all(from: &Stream, to: &Stream) -> std::io::Result<usize> {
     let mut passed = 0;
@@ -35,7 +43,6 @@ async fn pass_all(from: &Stream, to: &Stream) -> std::io::Result<usize> {
     }
 }
 
-#[test]
 fn what_is_spliced_arrives_and_the_sockets_go_on_as_before() -> Outcome {
     on_worker(&Settings::default(), async {
         let ((from, mut source), (to, sink)) = (pair().await?, pair().await?);
@@ -68,7 +75,6 @@ fn what_is_spliced_arrives_and_the_sockets_go_on_as_before() -> Outcome {
 }
 
 /// The uring has to wait for sockets that were made non-blocking, and not to be told again and again that they are not ready.
-#[test]
 fn a_spliced_socket_is_waited_for_and_not_asked_again_and_again() -> Outcome {
     on_worker(&Settings::default(), async {
         let ((from, mut source), (to, mut sink)) = (pair().await?, pair().await?);
@@ -97,7 +103,6 @@ fn a_spliced_socket_is_waited_for_and_not_asked_again_and_again() -> Outcome {
     })
 }
 
-#[test]
 fn bytes_in_a_pipe_are_lost_with_it_and_never_found_by_the_next() -> Outcome {
     on_worker(&Settings::default(), async {
         let ((from, mut source), (to, mut sink)) = (pair().await?, pair().await?);
@@ -118,7 +123,6 @@ fn bytes_in_a_pipe_are_lost_with_it_and_never_found_by_the_next() -> Outcome {
     })
 }
 
-#[test]
 fn an_abort_ends_a_splice_that_waits() -> Outcome {
     on_worker(&Settings::default(), async {
         let ((from, mut source), (to, _sink)) = (pair().await?, pair().await?);
@@ -139,7 +143,6 @@ fn an_abort_ends_a_splice_that_waits() -> Outcome {
     })
 }
 
-#[test]
 fn there_are_only_so_many_pipes_and_they_come_back() -> Outcome {
     on_worker(&Settings::default(), async {
         let ((from, _source), (to, _sink)) = (pair().await?, pair().await?);

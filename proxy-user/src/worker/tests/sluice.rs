@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ pub struct Sluice {
     /// As the keeper has it.
     _socket: TcpListener,
     commands: Sender<Command>,
+    denied: Arc<Denied>,
     doorbell: net::Doorbell,
     thread: Option<JoinHandle<()>>,
 }
@@ -69,13 +71,14 @@ impl Sluice {
         let (access_log, lines) = access_log::Queue::new().expect("a queue");
         let doorbell = net::Doorbell::new().expect("a doorbell");
         let metrics = registry.worker(0);
+        let denied = Arc::<Denied>::default();
         let shared = Shared {
             commands: receiver,
             doorbell: doorbell.clone(),
             reports: queue.sender(Arc::clone(&metrics)),
             access_log,
             cells: Arc::new(Cells::in_memory(1024).expect("memory")),
-            denied: Arc::<Denied>::default(),
+            denied: Arc::clone(&denied),
             metrics,
         };
         let thread = worker::start(0, 0, settings, shared).expect("a thread");
@@ -88,6 +91,7 @@ impl Sluice {
             serve: serve.to_owned(),
             origins: origins.to_vec(),
             commands,
+            denied,
             doorbell,
             thread: Some(thread),
             _socket: socket.try_clone().expect("a descriptor"),
@@ -146,8 +150,14 @@ impl Sluice {
         self.tell(Command::Drain { deadline });
     }
 
+    /// Bans a source and closes what it has open.
     pub fn close_source(&self, source: IpAddr) {
-        self.tell(Command::CloseSource(source));
+        self.denied.insert(source, u64::MAX);
+        let is_asked = Arc::new(AtomicBool::new(true));
+        self.tell(Command::CloseDenied {
+            is_asked: Arc::clone(&is_asked),
+        });
+        wait_until("the worker has heard it", || !is_asked.load(Relaxed));
     }
 
     pub fn has_ended(&self) -> bool {
