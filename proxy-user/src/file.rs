@@ -1,9 +1,12 @@
-//! Files, written through tokio-uring; where control does without it, by tokio's threads for what may block.
+//! Files, written through tokio-uring; where control does without it, by threads that may block.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::oneshot;
 
 /// Not at an offset, but where the descriptor stands (io_uring_prep_write(3)).
 const WHERE_IT_IS: u64 = u64::MAX;
@@ -13,7 +16,7 @@ const WHERE_IT_IS: u64 = u64::MAX;
 pub enum Carrier {
     /// Only on a thread that tokio-uring runs.
     Uring,
-    /// On any thread of tokio's.
+    /// Anywhere.
     Threads,
 }
 
@@ -48,9 +51,15 @@ impl Appender {
                     let written = (&*file).write(bytes.get(from..).unwrap_or_default());
                     (written, bytes)
                 };
-                match tokio::task::spawn_blocking(write).await {
-                    Ok(done) => done,
-                    Err(error) => (Err(io::Error::other(error)), Vec::new()),
+                let (done, answer) = oneshot::channel();
+                // Not by tokio's own threads: at the end it would wait for a write that is never taken.
+                let started = thread::Builder::new()
+                    .name("file".to_owned())
+                    .spawn(move || drop(done.send(write())));
+                match (started, answer.await) {
+                    (Err(error), _) => (Err(error), Vec::new()),
+                    (Ok(_), Ok(done)) => done,
+                    (Ok(_), Err(error)) => (Err(io::Error::other(error)), Vec::new()),
                 }
             }
         }

@@ -160,7 +160,10 @@ impl Writer {
         match failed {
             Some(error) => {
                 let rest = bytes.get(at.max(mended)..).unwrap_or_default();
-                let lost = memchr::memchr_iter(b'\n', rest).count() as u64;
+                let lost = match bytes.is_empty() {
+                    true => u64::from(gathered.count),
+                    false => memchr::memchr_iter(b'\n', rest).count() as u64,
+                };
                 self.registry.control.log_failed.fetch_add(lost, Relaxed);
                 if !std::mem::replace(&mut self.is_failing, true) {
                     log::error!(

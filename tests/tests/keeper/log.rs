@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
@@ -217,22 +217,25 @@ pub fn the_standard_output_may_be_a_file(stage: &mut Stage) -> Result<()> {
     stage.end(sluice)
 }
 
-/// A reader that stands still, then one that is gone.
-pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<()> {
+/// Sluice with its log on a standard output that is a pipe, and the end of the pipe that somebody may read.
+fn piped(stage: &Stage, tunables: &[&str]) -> Result<(Child, ChildStdout)> {
     stage.write(&format!("[log]\naccess = \"stdout\"\n{PLAIN}"))?;
     let mut command = sluice::command(&stage.field.edge)?;
-    command.args([
-        "run",
-        "--set",
-        "log.buffer_bytes=1KiB",
-        "--set",
-        "log.buffers_max=8",
-        "-c",
-    ]);
-    command.arg(stage.path()?).stdout(Stdio::piped());
+    command.args(["run", "-c"]).arg(stage.path()?);
+    let backend = std::env::var(sluice::BACKEND).map(|backend| format!("net.backend={backend}"));
+    for tunable in tunables.iter().copied().chain(backend.as_deref().ok()) {
+        command.args(["--set", tunable]);
+    }
     let errors = fs::File::create("/run/rig/log/sluice.log")?;
-    let mut keeper = command.stderr(errors).spawn().context("start Sluice")?;
-    let mut reader = keeper.stdout.take().context("no pipe")?;
+    command.stdout(Stdio::piped()).stderr(errors);
+    let mut keeper = command.spawn().context("start Sluice")?;
+    let reader = keeper.stdout.take().context("no pipe")?;
+    Ok((keeper, reader))
+}
+
+/// A reader that stands still, then one that is gone.
+pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<()> {
+    let (mut keeper, mut reader) = piped(stage, &["log.buffer_bytes=1KiB", "log.buffers_max=8"])?;
     let metrics = || -> Result<Metrics> {
         let answer = http::get_unix(Path::new("/run/sluice/main/admin.sock"), "/metrics")?;
         Ok(Metrics::parse(&answer.text()))
@@ -267,13 +270,7 @@ pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<
 
 /// The end does not wait for a reader that stands still.
 pub fn an_end_does_not_wait_for_a_reader_that_takes_nothing(stage: &mut Stage) -> Result<()> {
-    stage.write(&format!("[log]\naccess = \"stdout\"\n{PLAIN}"))?;
-    let mut command = sluice::command(&stage.field.edge)?;
-    command.args(["run", "--set", "log.buffer_bytes=1KiB", "-c"]);
-    command.arg(stage.path()?).stdout(Stdio::piped());
-    let errors = fs::File::create("/run/rig/log/sluice.log")?;
-    let mut keeper = command.stderr(errors).spawn().context("start Sluice")?;
-    let _reader = keeper.stdout.take().context("no pipe")?;
+    let (mut keeper, _reader) = piped(stage, &["log.buffer_bytes=1KiB"])?;
     wait::until_true("Sluice to serve", PATIENCE, || {
         ask(stage, paths("stuck", 1000)).is_ok()
     })?;
