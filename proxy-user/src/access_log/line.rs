@@ -37,14 +37,13 @@ pub fn push(out: &mut Vec<u8>, fields: &[LogField], entry: &Entry<'_>, clock: &C
 /// `,"key":`
 fn push_key(out: &mut Vec<u8>, field: &LogField) {
     let (kind, name) = match field {
-        LogField::Request(name) => ("request.", name.as_str()),
-        LogField::Response(name) => ("response.", name.as_str()),
-        plain => ("", plain.plain_name()),
+        LogField::Request(name) => ("request.", name),
+        LogField::Response(name) => ("response.", name),
+        plain => return out.extend_from_slice(plain.plain_key().as_bytes()),
     };
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(kind.as_bytes());
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b"\":");
+    for part in [",\"", kind, name, "\":"] {
+        out.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// The value, or nothing where there is none.

@@ -185,13 +185,17 @@ fn what_a_line_costs() -> io::Result<()> {
     entry.is_reused = Some(true);
     entry.durations_us = [Some(123); Span::COUNT];
     const COUNT: u32 = 1_000_000;
-    let started = std::time::Instant::now();
+    let processor_time = || {
+        let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+        time.map_or(Duration::ZERO, Duration::from)
+    };
+    let started = processor_time();
     for _ in 0..COUNT / 1000 {
         for _ in 0..1000 {
             log.add(LogField::DEFAULT, &entry, 64 << 10, 4096);
         }
         lines.take();
     }
-    println!("{:?} a line", started.elapsed() / COUNT);
+    println!("{:?} a line", (processor_time() - started) / COUNT);
     Ok(())
 }

@@ -225,6 +225,14 @@ macro_rules! plain {
                     Self::Request(_) | Self::Response(_) => "",
                 }
             }
+
+            /// What stands before the value of such a one in a line: `,"name":`.
+            pub const fn plain_key(&self) -> &'static str {
+                match self {
+                    $(Self::$Field => concat!(",\"", $name, "\":"),)*
+                    Self::Request(_) | Self::Response(_) => "",
+                }
+            }
         }
     };
 }
