@@ -224,3 +224,82 @@ fn what_traces_a_request_passes_as_it_is() {
     let lines = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=b\r\n";
     assert!(forwarded(&request_with(lines).expect("a good head")).contains(lines));
 }
+
+/// Pieces of what hops say, put together at random: whatever comes of it is one head that says the same again.
+#[test]
+fn whatever_a_trusted_hop_says_origins_are_told_something_that_can_be_read() {
+    const PIECES: [&str; 20] = [
+        "for=",
+        "proto=",
+        "host=",
+        "by=",
+        "http",
+        "https",
+        "\"",
+        "\\",
+        ";",
+        ",",
+        "=",
+        "[",
+        "]",
+        ":",
+        " ",
+        "10.0.0.1",
+        "198.51.100.7",
+        "2001:db8::1",
+        "a.example",
+        "é",
+    ];
+    let mut state = 0x5111_ce5e_ed00_0002_u64;
+    let mut next = move |end: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % end as u64) as usize
+    };
+    let (mut found, mut rounds) = (0, 0);
+    while rounds < 20_000 {
+        let mut value =
+            || -> String { (0..next(12)).map(|_| PIECES[next(PIECES.len())]).collect() };
+        let lines = format!(
+            "Forwarded: {}\r\nX-Forwarded-For: {}\r\nX-Forwarded-Host: {}\r\nX-Forwarded-Proto: {}\r\nForwarded: {}\r\n",
+            value(),
+            value(),
+            value(),
+            value(),
+            value()
+        );
+        let text = format!("GET / HTTP/1.1\r\nHost: a.example\r\n{lines}\r\n");
+        let mut head = RequestHead::default();
+        if head.parse(text.as_bytes(), &Limits::default()).is_err() {
+            continue;
+        }
+        rounds += 1;
+        for claim in [Claim::Forwarded, Claim::XForwardedFor] {
+            let is_trusted = |ip: IpAddr| matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 10);
+            let client = head.believe(claim, is_trusted);
+            found += usize::from(client.is_some());
+            let mut out = Vec::new();
+            let forward = Forward {
+                peer: "10.0.0.9",
+                told: Told::Both,
+                ..FORWARD
+            };
+            head.encode(&mut out, &forward);
+            let mut again = RequestHead::default();
+            assert!(
+                again.parse(&out, &Limits::default()).is_ok(),
+                "{lines}{}",
+                self::text(&out)
+            );
+            for claim in [Claim::Forwarded, Claim::XForwardedFor] {
+                let told = again.believe(claim, |ip| {
+                    is_trusted(ip) || client.is_some_and(|client| client == ip)
+                });
+                let expected = client.unwrap_or(IpAddr::from([10, 0, 0, 9]));
+                assert_eq!(told, Some(expected), "{lines}{}", self::text(&out));
+            }
+        }
+    }
+    assert!(found > 300, "too little is understood to tell anything: {found}");
+}
