@@ -301,5 +301,8 @@ fn whatever_a_trusted_hop_says_origins_are_told_something_that_can_be_read() {
             }
         }
     }
-    assert!(found > 300, "too little is understood to tell anything: {found}");
+    assert!(
+        found > 300,
+        "too little is understood to tell anything: {found}"
+    );
 }
