@@ -280,3 +280,18 @@ fn a_sample_has_some_of_what_went_well_and_all_that_did_not() {
     let good = paths.iter().filter(|is_bad| !**is_bad).count();
     assert!((4..=76).contains(&good), "{good}");
 }
+
+#[test]
+fn an_exchange_that_panics_has_a_line_too() {
+    let origin = Origin::echoing();
+    let sluice = Sluice::start(&[origin.address], LOG);
+    let mut client = Client::connect(&sluice);
+    let answer = client.get(crate::exchange::PANICS_AT);
+    let line = &sluice.log(1)[0];
+    assert_eq!((answer.status, &line["status"]), (500, &500.into()));
+    assert_eq!(
+        (&line["reason"], &line["path"]),
+        (&"panic".into(), &"/panics".into())
+    );
+    assert_eq!(line["id"].as_str(), answer.value("x-request-id"));
+}
