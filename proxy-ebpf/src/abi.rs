@@ -405,7 +405,9 @@ pub struct Endpoint {
     pub plain_mtu_bytes: u16,
     /// Packets of the endpoint's that are longer may not fit the client's interface; 0 where all do.
     pub back_mtu_bytes: u16,
-    pub zero: [u8; 6],
+    /// Largest TCP segment that SYNs of its NAT flows may announce, either way; 0 = whatever they do.
+    pub mss_bytes: u16,
+    pub zero: [u8; 4],
 }
 const _: () = assert!(size_of::<Endpoint>() == 48);
 

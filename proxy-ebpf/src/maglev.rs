@@ -114,7 +114,11 @@ fn next_free(member: &mut Member, slots: &[u16]) -> usize {
     let size = slots.len() as u32;
     loop {
         let slot = member.position as usize;
-        member.position = (member.position + member.skip) % size;
+        // Both are below the size; a division for each slot would cost more than all else here.
+        member.position += member.skip;
+        if member.position >= size {
+            member.position -= size;
+        }
         if slots[slot] == 0 {
             return slot;
         }

@@ -4,6 +4,7 @@
 //! Nothing is written before everything that can fail has been checked.
 
 mod encapsulate;
+mod mss;
 mod parse;
 mod rewrite;
 mod too_big;
@@ -14,6 +15,7 @@ use crate::abi::{Address, FlowKey, protocol};
 use crate::verdict::Verdict;
 
 pub use encapsulate::{GUE_PORT, Outer, encapsulate, outer_bytes};
+pub use mss::{clamp_mss, headers_bytes};
 pub use rewrite::{Rewrite, rewrite, rewrite_rare, send_on};
 pub use too_big::{QUOTE_BYTES, too_big, too_big_bytes};
 
@@ -280,6 +282,12 @@ impl Packet {
             return matches!(self.part, Part::Whole | Part::First);
         }
         self.tcp_flags & DECISIVE == tcp_flag::SYN
+    }
+
+    /// Whether it is a TCP packet that opens a connection or answers one that does: it announces a segment size.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.tcp_flags & tcp_flag::SYN != 0
     }
 
     /// Whether a UDP packet opens a QUIC connection: an Initial of version 1 or 2 (RFC 9000 section 17.2.2, RFC 9369

@@ -2,6 +2,7 @@
 
 mod action;
 mod address;
+mod balance;
 mod certificate;
 mod check;
 mod consumer;
@@ -13,6 +14,7 @@ mod field;
 mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod health;
 mod hops;
 mod listener;
 mod load;
@@ -21,10 +23,14 @@ mod names;
 mod pattern;
 mod policy;
 mod prefix;
+mod probe;
 mod problem;
+mod resilience;
+mod resolver;
 mod route;
 mod settings;
 mod source;
+mod sticky;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -39,14 +45,20 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 pub use address::parse_endpoint_address;
+pub use balance::{Attribute, Balance, Hashing};
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
 pub use error_page::ErrorPages;
+pub use health::{Eject, Health, Statuses};
 pub use hops::{Network, Trusted};
 pub use load::{Loaded, load, load_checked};
 pub use log::{AccessLog, LogField, LogTarget};
 pub use prefix::{Nearness, prefixes, shares};
+pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
+pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
+pub use resolver::{EndpointName, Resolver, Traits};
 pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
+pub use sticky::{SameSite, Sticky};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
 pub use crate::message::{Claim, Page};
@@ -75,6 +87,7 @@ pub struct Config {
     pub routes: Vec<Route>,
     pub policies: Vec<Policy>,
     pub upstreams: Vec<Upstream>,
+    pub resolver: Resolver,
     /// `[tunables]`, not yet applied: key, value as written, place.
     pub tunables: Vec<(String, String, Origin)>,
 }
@@ -288,10 +301,10 @@ pub struct Route {
     /// Indices into `Config::policies`, in the order in which they run.
     pub policies: Vec<usize>,
     pub action: Action,
-    /// Whole exchange, from the end of the request's head to the end of the response.
-    pub exchange_timeout: Option<Duration>,
-    /// Retries after the first try, for requests that are provably unsent or idempotent; `None` = `upstream.retries`.
-    pub retries: Option<u32>,
+    pub timeout: Timeout,
+    pub retry: Retry,
+    /// Only with an action that asks an upstream.
+    pub hedge: Option<Hedge>,
     /// Trailers that pass, either way, lower case; all others are dropped.
     pub trailers: Vec<String>,
     /// What clients get in place of our own answers to what was refused.
@@ -417,16 +430,48 @@ pub struct BanRule {
 pub struct Upstream {
     pub name: String,
     pub balance: Balance,
+    /// Calls under way at a time, over all workers; `None`: as many as come.
+    pub calls_max: Option<u32>,
+    /// The same to each endpoint that has no limit of its own.
+    pub endpoint_calls_max: Option<u32>,
+    pub queue: Queue,
+    pub sticky: Option<Sticky>,
     /// Sorted and without duplicates.
     pub endpoints: Vec<Endpoint>,
+    /// Endpoints that the DNS is asked for.
+    pub names: Vec<EndpointName>,
     pub probe: Option<Probe>,
+    pub health: Health,
+    pub breaker: Option<Breaker>,
     pub at: Origin,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Balance {
-    RoundRobin,
-    Random,
+#[cfg(test)]
+impl Upstream {
+    /// These endpoints, and all else as it is where nobody says.
+    pub fn new(name: &str, endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            name: name.to_owned(),
+            balance: Balance::RoundRobin,
+            calls_max: None,
+            endpoint_calls_max: None,
+            queue: Queue::default(),
+            sticky: None,
+            endpoints,
+            names: Vec::new(),
+            probe: None,
+            health: Health::default(),
+            breaker: None,
+            at: Origin::Default,
+        }
+    }
+}
+
+/// Requests that wait where all room is taken; `None` = the tunables `upstream.pending_max` and `upstream.pending_timeout`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    pub pending_max: Option<u32>,
+    pub wait: Option<Duration>,
 }
 
 /// One address in an upstream.
@@ -435,33 +480,25 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// 1 to 1000; 0 = takes no new work.
     pub weight: u32,
+    /// It is asked only while no other can be.
+    pub is_backup: bool,
+    /// Calls under way at a time, over all workers; `None`: `Upstream::endpoint_calls_max`.
+    pub calls_max: Option<u32>,
+    /// It came from a name, by the DNS.
+    pub is_named: bool,
 }
 
 impl Endpoint {
     /// An address with a weight, and all else as it is where nobody says.
     pub const fn new(address: SocketAddr, weight: u32) -> Self {
-        Self { address, weight }
+        Self {
+            address,
+            weight,
+            is_backup: false,
+            calls_max: None,
+            is_named: false,
+        }
     }
-}
-
-/// The question whose answer is an endpoint's health.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Probe {
-    pub kind: ProbeKind,
-    pub interval: Duration,
-    pub timeout: Duration,
-    /// Good answers in a row until an endpoint is believed healthy again.
-    pub rise: u32,
-    /// Bad answers in a row until it is believed dead.
-    pub fall: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProbeKind {
-    /// A connection is accepted.
-    Tcp,
-    /// GET of this path is answered with 2xx or 3xx.
-    Http { path: String },
 }
 
 impl fmt::Display for ListenAddress {

@@ -69,6 +69,13 @@ impl Connections {
         chosen.map(|(_, entry)| entry.drain.ask(stop)).count()
     }
 
+    /// Ends those at once that have brought no whole request yet, and says how many there are.
+    pub fn end_unbegun(&self) -> usize {
+        let entries = self.entries.borrow();
+        let unbegun = entries.iter().filter(|(_, entry)| !entry.drain.has_begun());
+        unbegun.map(|(_, entry)| entry.drain.ask(Stop::Now)).count()
+    }
+
     /// Notes a connection of this peer that was accepted at this place.
     pub fn enter(self: &Rc<Self>, peer: IpAddr, place: &Rc<Place>) -> Open {
         let drain = Rc::new(Drain::default());
@@ -135,7 +142,7 @@ async fn shake_hands(gateway: &Gateway, place: &Place, stream: Stream) -> Option
     };
     let deadline = net::now() + snapshot.tunables.tls.handshake_timeout;
     let metrics = gateway.metrics();
-    let accepted = Box::pin(acceptor.accept(stream));
+    let accepted = net::boxed(|| acceptor.accept(stream));
     match net::timeout(deadline, accepted).await {
         Ok(Ok(stream)) => {
             metrics.handshakes.add(1);
@@ -152,9 +159,12 @@ async fn shake_hands(gateway: &Gateway, place: &Place, stream: Stream) -> Option
 async fn converse(gateway: &Gateway, place: &Place, drain: &Drain, client: &mut Client) {
     let mut bytes = Bytes::default();
     loop {
+        drain.note_begun(false);
         let next = match await_request(gateway, drain, client).await {
             Some(()) => match place.listener.get() {
-                Some(listener) => Box::pin(exchange::serve(gateway, client, listener, drain)).await,
+                Some(listener) => {
+                    net::boxed(|| exchange::serve(gateway, client, listener, drain)).await
+                }
                 None => Next::Close,
             },
             None => Next::Close,

@@ -4,8 +4,10 @@ mod access_log;
 mod bans;
 pub mod channel;
 pub mod configuration;
+mod ejections;
 mod endpoints;
 pub mod message;
+mod names;
 mod offences;
 mod probes;
 mod request;
@@ -179,6 +181,8 @@ async fn serve(
     let (answers, mut probed) = mpsc::channel(QUEUE);
     control.start_probes(answers);
     control.start_access_log()?;
+    let (answers, mut named) = mpsc::channel(QUEUE);
+    control.start_names(answers);
     control.apply(*first, sockets)?;
     let mut keeper = listen_to_keeper(control.channel())?;
     // SAFETY: `Reports` holds a share of its eventfd, which stays the same and open as long as it lives.
@@ -203,12 +207,13 @@ async fn serve(
                 // The keeper is gone, and with it whoever would look after us.
                 None => return Ok(ExitCode::FAILURE),
             },
-            Some(request) = requests.recv(), if !control.is_applying() => control.answer(request),
+            Some(request) = requests.recv() => control.take(request),
             ready = reports.readable() => {
                 ready.context("wait for reports")?.clear_ready();
                 control.learn(reports.get_ref().take());
             }
             Some(answer) = probed.recv() => control.probed(&answer),
+            Some(answer) = named.recv() => control.named(answer),
             _ = pace.tick(), if control.is_seeking() => control.seek()?,
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {

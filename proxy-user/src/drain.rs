@@ -20,6 +20,8 @@ pub enum Stop {
 #[derive(Debug, Default)]
 pub struct Drain {
     stop: Cell<Stop>,
+    /// Something was begun that [`Stop::Soon`] lets end.
+    begun: Cell<bool>,
     watchers: RefCell<Vec<Waker>>,
 }
 
@@ -35,6 +37,16 @@ impl Drain {
     /// A stop at least as urgent was asked for.
     pub fn is(&self, stop: Stop) -> bool {
         self.stop.get() >= stop
+    }
+
+    /// Notes that something was begun, or has ended.
+    pub fn note_begun(&self, begun: bool) {
+        self.begun.set(begun);
+    }
+
+    /// Something was begun.
+    pub fn has_begun(&self) -> bool {
+        self.begun.get()
     }
 
     /// Waits until a stop at least as urgent is asked for.

@@ -76,6 +76,16 @@ struct Exchange<'e> {
 #[cfg(test)]
 pub const PANICS_AT: &str = "/panics";
 
+/// A request for these panics when its response is here, and when the head of it was sent.
+#[cfg(test)]
+pub const PANICS_WITH: &str = "/panics/with";
+#[cfg(test)]
+pub const PANICS_IN: &str = "/panics/in";
+
+/// A request for this path keeps its worker busy for 100 ms.
+#[cfg(test)]
+pub const STALLS_AT: &str = "/stalls";
+
 impl Client {
     pub fn new(transport: impl Into<Transport>, opening: Opening) -> Self {
         let wire = Wire::new(transport);
@@ -172,12 +182,17 @@ async fn serve_one(
         request.identify(false, || gateway.new_id());
         return exchange.refuse_head(error, request).await;
     }
+    drain.note_begun(true);
     notes.is_asked.set(true);
     notes.end(Span::Head);
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
-    exchange.keep_alive = request.keep_alive() && !is_last;
+    exchange.keep_alive = request.keep_alive() && !is_last && !gateway.overload().closes();
     let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
+    if let Some(reason) = gateway.overload().refusal() {
+        let reply = Reply::new(503, reason).field("retry-after", "1");
+        return exchange.reply(reply, request, &mut body).await;
+    }
 
     if !exchange.recognise(request) {
         let looped = Reply::new(508, "loop");
@@ -202,7 +217,7 @@ async fn serve_one(
     }
     match &route.action {
         Action::Upstream(choices) => {
-            relay::relay(&exchange, route, choices, request, response, &mut body).await
+            relay::relay(&exchange, index, choices, request, response, &mut body).await
         }
         Action::Respond {
             status,
@@ -283,7 +298,11 @@ impl Exchange<'_> {
     /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
     fn admit(&self, route: &Route, request: &mut RequestHead) -> Result<(), Reply> {
         #[cfg(test)]
-        assert_ne!(request.path(), PANICS_AT, "a test asked for it");
+        match request.path() {
+            PANICS_AT => panic!("a test asked for it"),
+            STALLS_AT => std::thread::sleep(std::time::Duration::from_millis(100)),
+            _ => {}
+        }
         let (snapshot, source) = (self.snapshot, self.source);
         if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
         {

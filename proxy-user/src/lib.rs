@@ -19,6 +19,7 @@ pub mod metric;
 pub mod net;
 pub mod offload;
 pub mod origin;
+pub mod overload;
 pub mod policy;
 pub mod report;
 pub mod route;

@@ -13,7 +13,7 @@ use crate::exchange::Gateway;
 use crate::net::{self, Either, Stream};
 use crate::offload::{self, Denied};
 
-/// How long accepting rests when it cannot go on: no descriptor is left, or enough connections are open.
+/// How long accepting rests when it cannot go on: no descriptor is left, enough connections are open, or a worker is overloaded.
 const REST: Duration = Duration::from_millis(20);
 
 /// What accepts on one worker.
@@ -88,9 +88,17 @@ impl Accepting {
     async fn step(self: &Rc<Self>, socket: &net::Listener, place: &Rc<Place>) -> io::Result<()> {
         let open_max = self.gateway.snapshot().tunables.net.connections_max as usize;
         if self.connections.len() >= open_max {
+            socket.pause();
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let stream = socket.accept().await?;
+        let rest = self.gateway.overload().rest();
+        let stream = match net::select(rest.asked(Stop::Soon), socket.accept()).await {
+            Either::Right(stream) => stream?,
+            Either::Left(()) => {
+                socket.pause();
+                return Err(io::ErrorKind::QuotaExceeded.into());
+            }
+        };
         self.start(place, stream);
         Ok(())
     }

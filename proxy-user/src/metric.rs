@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-pub use text::Outside;
+pub use text::{Outside, Waiting};
 
 /// Label sets of one kind that are kept apart; those that come after share one named `other`.
 pub const SERIES_MAX: usize = 16_384;
@@ -40,6 +40,11 @@ impl Gauge {
     #[inline]
     pub fn add(&self, n: i64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Becomes `n`. Only ever called by the one thread that owns this gauge.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Relaxed);
     }
 
     /// The present value; any thread.
@@ -118,7 +123,27 @@ pub struct Worker {
     pub log_dropped: Counter,
     /// Connections closed because their source was banned.
     pub connections_banned: Counter,
+    /// By signal, in the order of `overload::Signal::ALL`.
+    pub overload: [Overload; 3],
     rejected: Rejected,
+}
+
+/// What one signal of overload says to one worker.
+#[derive(Debug, Default)]
+pub struct Overload {
+    pub used_percent: Gauge,
+    /// Number of the stage, 0 for none.
+    pub stage: Gauge,
+    /// Times that each stage was entered, from above or below.
+    pub entered: [Counter; 5],
+}
+
+impl Overload {
+    /// Notes the present state.
+    pub fn set(&self, used_percent: u32, stage: usize) {
+        self.used_percent.set(used_percent.into());
+        self.stage.set(i64::try_from(stage).unwrap_or(0));
+    }
 }
 
 impl Worker {
@@ -214,6 +239,9 @@ impl Route {
 pub struct Endpoint {
     shards: Sharded<EndpointShard>,
     healthy: AtomicBool,
+    ejected: AtomicBool,
+    ejections: AtomicU64,
+    ejections_spared: AtomicU64,
 }
 
 /// One worker's part of an endpoint.
@@ -225,6 +253,12 @@ pub struct EndpointShard {
     pub failures: Counter,
     /// Calls that were tried again because the one before failed.
     pub retries: Counter,
+    /// Calls that would have been tried again, had there been more of a budget.
+    pub retries_denied: Counter,
+    /// Calls begun because the one before took long.
+    pub hedges: Counter,
+    /// Those of them that answered first.
+    pub hedges_won: Counter,
     /// Connections opened.
     pub connects: Counter,
     /// Connections open now, in use or idle.
@@ -246,6 +280,38 @@ impl Endpoint {
     pub fn believe(&self, healthy: bool) {
         self.healthy.store(healthy, Relaxed);
     }
+
+    /// Counts an ejection, or notes its end; control's thread only.
+    pub fn eject(&self, ejected: bool) {
+        self.ejected.store(ejected, Relaxed);
+        self.ejections.fetch_add(u64::from(ejected), Relaxed);
+    }
+
+    /// Counts an ejection that was not done, because too few endpoints would have been left.
+    pub fn spare(&self) {
+        self.ejections_spared.fetch_add(1, Relaxed);
+    }
+}
+
+/// What is counted for one upstream.
+#[derive(Debug, Default)]
+pub struct Upstream {
+    panics: AtomicBool,
+    panicked: AtomicU64,
+}
+
+impl Upstream {
+    /// Notes whether health is ignored for want of healthy endpoints, and counts how often that began.
+    pub fn panic(&self, panics: bool) {
+        let before = self.panics.swap(panics, Relaxed);
+        self.panicked
+            .fetch_add(u64::from(panics && !before), Relaxed);
+    }
+
+    /// Health is ignored.
+    pub fn panics(&self) -> bool {
+        self.panics.load(Relaxed)
+    }
 }
 
 /// What control counts and notes: rare, so plain atomics that any thread may write.
@@ -263,6 +329,9 @@ pub struct Control {
     pub probes_failed: AtomicU64,
     /// Lines of the access log that could not be written.
     pub log_failed: AtomicU64,
+    /// Names looked up, all rounds.
+    pub lookups: AtomicU64,
+    pub lookups_failed: AtomicU64,
 }
 
 /// Everything counted. A name that is registered again, after a reload, is the same counter.
@@ -274,6 +343,7 @@ pub struct Registry {
     listeners: Series<[String; 1], Listener>,
     routes: Series<[String; 2], Route>,
     endpoints: Series<[String; 2], Endpoint>,
+    upstreams: Series<[String; 1], Upstream>,
 }
 
 type Series<K, V> = Mutex<BTreeMap<K, Arc<V>>>;
@@ -287,12 +357,30 @@ impl Registry {
             listeners: Mutex::default(),
             routes: Mutex::default(),
             endpoints: Mutex::default(),
+            upstreams: Mutex::default(),
         }
     }
 
     /// The counters of the worker of this index.
     pub fn worker(&self, index: usize) -> Arc<Worker> {
         Arc::clone(&self.workers[index.min(self.workers.len() - 1)])
+    }
+
+    /// The worst that any worker says of each signal of overload: percent used, and number of the stage.
+    pub fn overload(&self) -> [(i64, i64); 3] {
+        let worst = |signal: usize, part: fn(&Overload) -> &Gauge| {
+            let workers = self.workers.iter();
+            workers
+                .map(|worker| part(&worker.overload[signal]).value())
+                .max()
+                .unwrap_or(0)
+        };
+        [0, 1, 2].map(|signal| {
+            (
+                worst(signal, |overload| &overload.used_percent),
+                worst(signal, |overload| &overload.stage),
+            )
+        })
     }
 
     /// The counters of a listener, made when its name is new.
@@ -316,12 +404,20 @@ impl Registry {
         let made = || Endpoint {
             shards: Sharded::new(self.workers.len()),
             healthy: AtomicBool::new(true),
+            ejected: AtomicBool::new(false),
+            ejections: AtomicU64::new(0),
+            ejections_spared: AtomicU64::new(0),
         };
         registered(
             &self.endpoints,
             [upstream.to_owned(), endpoint.to_owned()],
             made,
         )
+    }
+
+    /// What is counted for an upstream, made when its name is new.
+    pub fn upstream(&self, upstream: &str) -> Arc<Upstream> {
+        registered(&self.upstreams, [upstream.to_owned()], Upstream::default)
     }
 
     /// Everything as Prometheus reads it (OpenMetrics 1.0 text), with what only others can know.

@@ -36,6 +36,7 @@ pub struct Snapshot {
     pub response_limits: message::Limits,
     tickets: Tickets,
     workers: usize,
+    seed: u64,
 }
 
 /// The counters of an upstream's endpoints, in their order.
@@ -55,7 +56,8 @@ pub struct Listener {
 
 impl Snapshot {
     /// Makes a generation of what was loaded; what the one before learned and must not forget (health, counters, ticket
-    /// keys) goes on. `seed` keys the hashes of rate cells, see [`Policies::new`].
+    /// keys) goes on. `seed` keys the hashes of rate cells, see [`Policies::new`],
+    /// and sticky cookies.
     ///
     /// # Errors
     /// A certificate that is none, or that its key does not match; all of them at once.
@@ -81,6 +83,7 @@ impl Snapshot {
         let upstreams = upstream::build(
             &config,
             workers,
+            seed,
             previous.map(|previous| &previous.upstreams[..]),
         );
         let endpoint_metrics = upstreams
@@ -99,6 +102,7 @@ impl Snapshot {
             config: Arc::new(config),
             tickets,
             workers,
+            seed,
         })
     }
 
@@ -121,7 +125,7 @@ impl Snapshot {
             endpoints,
             ..config.clone()
         };
-        let after = Upstream::new(&config, self.workers, Some(before));
+        let after = Upstream::new(&config, self.workers, self.seed, Some(before));
         let counted = (before.as_ref(), &self.endpoint_metrics[upstream]);
         let metrics = endpoint_metrics(&after, registry, Some(counted));
         Self {

@@ -21,6 +21,7 @@ use crate::exchange::Gateway;
 use crate::listener::{Accepting, Listening};
 use crate::net::{self, Either, Instant};
 use crate::offload::{self, Cells, Denied};
+use crate::overload::{self, Sensors};
 use crate::snapshot::Snapshot;
 use crate::{access_log, metric, report};
 
@@ -28,6 +29,11 @@ use crate::{access_log, metric, report};
 /// draining is looked for.
 const SWEEP: Duration = Duration::from_millis(500);
 const DRAIN_SWEEP: Duration = Duration::from_millis(20);
+
+/// How often memory that is free is given back to the system, where it is short, and for how long afterwards: whoever needed it
+/// goes away little by little.
+const TRIM: Duration = Duration::from_secs(1);
+const TRIM_AFTER: Duration = Duration::from_secs(30);
 
 /// What control tells a worker.
 #[derive(Debug)]
@@ -170,8 +176,10 @@ impl Worker {
             shared.reports.clone(),
             access_log,
         );
+        let accepting = Rc::new(Accepting::new(gateway, Arc::clone(&shared.denied)));
+        net::spawn(watch_overload(Rc::clone(&accepting)));
         Self {
-            accepting: Rc::new(Accepting::new(gateway, Arc::clone(&shared.denied))),
+            accepting,
             listening: Vec::new(),
         }
     }
@@ -252,8 +260,49 @@ impl Worker {
         let idle_timeout = gateway.snapshot().tunables.upstream.idle_timeout;
         let now_ns = net::now().as_ns();
         let idle_ns = u64::try_from(idle_timeout.as_nanos()).unwrap_or(u64::MAX);
-        let oldest = Instant::from_ns(now_ns.saturating_sub(idle_ns));
+        let oldest = match gateway.overload().closes() {
+            true => Instant::NEVER,
+            false => Instant::from_ns(now_ns.saturating_sub(idle_ns)),
+        };
         gateway.caller().pool().sweep(oldest);
+    }
+}
+
+/// Looks at what the worker is short of, for as long as it lives.
+async fn watch_overload(accepting: Rc<Accepting>) {
+    let (mut sensors, gateway) = (Sensors::default(), &accepting.gateway);
+    let mut readings = overload::Readings::default();
+    let (mut short, mut trimmed) = (None, Instant::default());
+    loop {
+        net::sleep_until(net::now() + readings.next_tick()).await;
+        let mut turn = Duration::ZERO;
+        for _ in 0..overload::TURNS {
+            // Once round the loop: what anybody waits who is ready.
+            let before = Instant::read();
+            net::yield_now().await;
+            turn = turn.max(Instant::read() - before);
+        }
+        let snapshot = gateway.snapshot();
+        readings = sensors.read(turn, &snapshot.tunables);
+        let overload = gateway.overload();
+        if overload.update(gateway.worker(), readings, &snapshot.tunables) {
+            accepting.connections.stop(Stop::Soon, |_, _| true);
+        }
+        if let Some(reason) = overload.ends_unbegun() {
+            for _ in 0..accepting.connections.end_unbegun() {
+                gateway.metrics().reject(reason);
+            }
+        }
+        net::keep_lean(overload.is_lean());
+        let now = net::now();
+        if overload.is_short_of_memory() {
+            short = Some(now);
+        }
+        if short.is_some_and(|short| now < short + TRIM_AFTER) && now >= trimmed + TRIM {
+            trimmed = now;
+            net::trim();
+            overload::trim();
+        }
     }
 }
 

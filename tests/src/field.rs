@@ -102,6 +102,11 @@ impl Field {
         })
     }
 
+    /// The namespaces that the edge's links lead to.
+    pub fn far_ends(&self) -> impl Iterator<Item = &Namespace> {
+        std::iter::once(&self.client).chain(&self.origins)
+    }
+
     /// Joins an origin to the edge again, after its veth pair was deleted. Counts from 1.
     pub fn rejoin(&mut self, number: usize) -> Result<()> {
         let origin = &self.origins[number - 1];

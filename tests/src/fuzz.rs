@@ -136,7 +136,13 @@ fn readdress(frame: &[u8], packet: &Packet, read: &Read, dice: &mut Dice) {
     let mut bytes = frame.to_vec();
     let done = product::rewrite_rare(&Frame::new(&mut bytes), packet, &to);
     done.expect("what was read can be written");
-    assert_eq!(bytes, witness::readdressed(frame, read, &change));
+    assert_eq!(bytes, witness::readdressed(frame, read, &change, 0));
+    let mss_bytes = dice.one(&[1, 536, 1240, 1460, u16::MAX]);
+    if packet.is_syn() {
+        product::clamp_mss(&Frame::new(&mut bytes), packet, mss_bytes);
+    }
+    let clamped = witness::readdressed(frame, read, &change, mss_bytes);
+    assert_eq!(bytes, clamped);
 }
 
 fn encapsulate(

@@ -118,7 +118,11 @@ impl World {
 fn plain(from: IpAddr, to: IpAddr, ports: (u16, u16), dice: &mut Dice) -> Frame {
     let mut frame = if dice.once_in(2) {
         let flags = dice.one(&[SYN, SYN, ACK, ACK, SYN | ACK, FIN | ACK, RST, RST | ACK, 0]);
-        Frame::tcp((from, ports.0), (to, ports.1), flags)
+        let mut frame = Frame::tcp((from, ports.0), (to, ports.1), flags);
+        if dice.once_in(2) {
+            frame.tcp_options = tcp_options(dice);
+        }
+        frame
     } else {
         let checksum = !dice.once_in(5);
         Frame::new(from, to, Transport::Udp { ports, checksum })
@@ -141,6 +145,26 @@ fn plain(from: IpAddr, to: IpAddr, ports: (u16, u16), dice: &mut Dice) -> Frame 
         frame.class = dice.word() as u8;
     }
     frame
+}
+
+/// Options as stacks send them, in any order and number, and now and then none that make sense.
+fn tcp_options(dice: &mut Dice) -> Vec<u8> {
+    let mut options = vec![];
+    for _ in 0..dice.below(13) {
+        let [high, low] = dice.one(&[536u16, 1240, 1300, 1460, 8960, 0]).to_be_bytes();
+        let next = match dice.below(9) {
+            0 | 1 => vec![2, 4, high, low],
+            2..=4 => vec![1],
+            5 => vec![4, 2],
+            6 => vec![3, 3, 7],
+            7 => [&[8, 10][..], &dice.bytes(8)].concat(),
+            _ => vec![dice.word() as u8, dice.below(12) as u8],
+        };
+        options.extend(next);
+    }
+    options.truncate(40);
+    options.resize(options.len().next_multiple_of(4), 0);
+    options
 }
 
 /// The same with what is rare: tags, options, extension headers, fragments, the end of its way, another gateway.

@@ -3,6 +3,7 @@
 //! A test program starts with `Sandbox::enter`, builds a `Field` (client, edge and three origins joined by veth
 //! pairs), starts `Sluice` in it, and drives traffic with what `client` has. The story of one test then reads from top to bottom.
 
+pub mod capture;
 pub mod certificate;
 pub mod client;
 pub mod dice;

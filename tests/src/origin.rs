@@ -121,7 +121,7 @@ impl Origin {
     }
 }
 
-/// Every path answers with the origin's name and the request's; `/large` is 8 MiB; `/slow` drips.
+/// Every path answers with the origin's name and the request's; `/large` is 8 MiB; `/slow` drips; `/broken` is so at origin1.
 fn start_nginx(namespace: &Namespace, name: &str) -> Result<Process> {
     let folder = sandbox::folder(name)?;
     let large: Vec<u8> = (0..8 * 1024 * 1024_u32)
@@ -129,6 +129,7 @@ fn start_nginx(namespace: &Namespace, name: &str) -> Result<Process> {
         .collect();
     fs::write(folder.join("large"), large).context("write the large file")?;
     let prefix = folder.display();
+    let broken = if name == "origin1" { 500 } else { 200 };
     let text = format!(
         r#"
 daemon off;
@@ -154,6 +155,7 @@ http {{
         add_header x-powered-by "nginx of {name}" always;
         location / {{ return 200 "{name} $request_method $request_uri\n"; }}
         location = /healthz {{ access_log off; return 200 "well\n"; }}
+        location = /broken {{ return {broken} "{name}\n"; }}
         location = /large {{ root {prefix}; }}
         location = /slow {{ root {prefix}; try_files /large =404; limit_rate 1m; }}
     }}

@@ -33,6 +33,8 @@ pub struct Frame {
     /// IPv6 extension headers, outermost first: number, and the bytes from the second on.
     pub extensions: Vec<(u8, Vec<u8>)>,
     pub transport: Transport,
+    /// TCP options; a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
 }
 
@@ -87,6 +89,7 @@ impl Frame {
             fragment: (0, false),
             extensions: vec![],
             transport,
+            tcp_options: vec![],
             payload: b"a payload of odd length".to_vec(),
         }
     }
@@ -164,7 +167,9 @@ impl Frame {
                 bytes.extend(ports.0.to_be_bytes());
                 bytes.extend(ports.1.to_be_bytes());
                 bytes.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
-                bytes.extend([0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+                let words = 5 + self.tcp_options.len() as u8 / 4;
+                bytes.extend([words << 4, flags, 0xfa, 0xf0, 0, 0, 0, 0]);
+                bytes.extend(&self.tcp_options);
                 (TCP, 16, true)
             }
             Transport::Udp { ports, checksum } => {
@@ -261,6 +266,61 @@ pub fn verify_checksums(frame: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Checks every checksum of a frame as it is on the wire: of IPv4 headers, of TCP, UDP, ICMP and ICMPv6 that are whole, and of
+/// what is inside IP packets inside it. What is no IP has none.
+///
+/// # Errors
+///
+/// What is wrong, or cut short.
+pub fn verify_all(frame: &[u8]) -> Result<(), String> {
+    match frame.get(12..14) {
+        Some([0x08, 0x00] | [0x86, 0xdd]) => verify_ip(&frame[14..]),
+        _ => Ok(()),
+    }
+}
+
+fn verify_ip(ip: &[u8]) -> Result<(), String> {
+    let cut = || "a packet is cut short".to_owned();
+    let v4 = match ip.first().map(|byte| byte >> 4) {
+        Some(4) => true,
+        Some(6) => false,
+        _ => return Err("neither IPv4 nor IPv6".to_owned()),
+    };
+    let fixed = ip.get(..if v4 { 20 } else { 40 }).ok_or_else(cut)?;
+    let number = |at: usize| usize::from(u16::from_be_bytes([fixed[at], fixed[at + 1]]));
+    let header_bytes = if v4 {
+        usize::from(fixed[0] & 15) * 4
+    } else {
+        40
+    };
+    let end = if v4 { number(2) } else { 40 + number(4) };
+    let packet = ip.get(..end).ok_or_else(cut)?;
+    let payload = packet.get(header_bytes..).ok_or_else(cut)?;
+    if v4 && checksum(&packet[..header_bytes]) != [0, 0] {
+        return Err("the checksum of an IPv4 header is wrong".to_owned());
+    }
+    let protocol = if v4 { fixed[9] } else { fixed[6] };
+    let is_fragment = v4 && number(6) & 0x3fff != 0;
+    if is_fragment {
+        return Ok(());
+    }
+    let addresses = if v4 { &fixed[12..20] } else { &fixed[8..40] };
+    let pseudo = |protocol| pseudo_header(addresses, protocol, payload.len());
+    let summed = match protocol {
+        // IPv4 and IPv6 inside.
+        4 | 41 => return verify_ip(payload),
+        UDP if payload.get(6..8).ok_or_else(cut)? == [0, 0] => return Ok(()),
+        TCP | UDP | ICMPV6 => [&pseudo(protocol), payload].concat(),
+        ICMP => payload.to_vec(),
+        // Extension headers, and what has no checksum that we know.
+        _ => return Ok(()),
+    };
+    if checksum(&summed) != [0, 0] {
+        return Err(format!("the checksum of protocol {protocol} is wrong"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,6 +346,24 @@ mod tests {
             broken[position] ^= 1;
             let verified = std::panic::catch_unwind(|| verify_checksums(&broken));
             assert!(!matches!(verified, Ok(Ok(()))), "byte {position}");
+        }
+    }
+
+    #[test]
+    fn every_checksum_of_a_frame_is_looked_at_inside_other_packets_too() {
+        let ends = [IpAddr::from([10, 0, 0, 2]), IpAddr::from([10, 0, 0, 1])];
+        let tcp = Frame::tcp((ends[0], 40_000), (ends[1], 80), SYN);
+        let echo = Frame::new(ends[0], ends[1], Transport::Icmp { kind: 8, code: 0 });
+        let mut wrapped = Frame::new(ends[0], ends[1], Transport::Other(4));
+        wrapped.payload = tcp.bytes().split_off(14);
+        for frame in [tcp, echo, wrapped] {
+            let bytes = frame.bytes();
+            assert_eq!(verify_all(&bytes), Ok(()));
+            for position in (24..26).chain(bytes.len() - 3..bytes.len()) {
+                let mut broken = bytes.clone();
+                broken[position] ^= 1;
+                assert!(verify_all(&broken).is_err(), "byte {position}");
+            }
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::process::{ExitCode, Output};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rig::field::{EDGE_INTERFACES, L4_V4, WEB_V4};
 use rig::http::KeepAlive;
 use rig::origin::HTTP_PORT;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
             changes_outlive_a_daemon_that_dies_and_end_with_a_reload,
             what_makes_no_sense_is_refused_whole_with_a_remedy,
             an_endpoint_that_is_added_is_probed,
+            a_reload_that_waits_for_a_neighbour_keeps_nobody_waiting_and_loses_no_change,
             ids_of_endpoints_that_are_gone_are_given_to_others,
         ],
     )
@@ -59,7 +62,7 @@ fn configuration() -> Result<String> {
     Ok(format!("{text}{TUNABLES}"))
 }
 
-/// As the file says, whatever a test left.
+/// As the file says, whatever a test before left.
 fn reset(world: &World) -> Result<()> {
     world.write(&configuration()?)?;
     world.sluice.reload().map(drop)
@@ -71,7 +74,63 @@ fn run(world: &World, words: &[&str]) -> Result<Output> {
     command.output().context("run sluice endpoint")
 }
 
+fn a_reload_that_waits_for_a_neighbour_keeps_nobody_waiting_and_loses_no_change(
+    world: &mut World,
+) -> Result<()> {
+    reset(world)?;
+    // Nobody has this address, and it takes the kernel seconds to be sure of that.
+    let nobody = r#""10.77.2.2:8080", "10.77.2.99:8080"]"#;
+    let text = configuration()?.replace(r#""10.77.2.2:8080"]"#, nobody);
+    ensure!(text.contains(nobody), "the endpoints of the page");
+    world.write(&text)?;
+    let generation = world.sluice.generation()?;
+    let (sluice, is_over) = (&world.sluice, AtomicBool::new(false));
+    let (answered, added) = thread::scope(|scope| -> Result<_> {
+        let reload = scope.spawn(|| {
+            let done = sluice.command(&["reload"]);
+            is_over.store(true, Relaxed);
+            done.map(drop)
+        });
+        let looking = scope.spawn(|| -> Result<usize> {
+            let mut answered = 0;
+            while !is_over.load(Relaxed) {
+                sluice.command(&["endpoint", "list"])?;
+                answered += usize::from(!is_over.load(Relaxed));
+            }
+            Ok(answered)
+        });
+        // One that comes before the reload ends with it; the first that comes meanwhile waits, and belongs to what comes.
+        let mut port = 9100;
+        let added = loop {
+            port += 1;
+            let added = change(world, &["add", "app", &format!("10.77.3.2:{port}")])?;
+            if added["generation"] != generation || is_over.load(Relaxed) {
+                break added;
+            }
+        };
+        let answered = looking.join().map_err(|_| anyhow!("a look panicked"))??;
+        reload
+            .join()
+            .map_err(|_| anyhow!("the reload panicked"))??;
+        Ok((answered, added))
+    })?;
+    ensure!(answered >= 3, "{answered} were answered meanwhile");
+    ensure!(added["generation"] == generation + 1, "{added} is lost");
+    let waited_us = added["took_us"].as_u64().context("no time")?;
+    ensure!(waited_us > 50_000, "{added} did not wait for the reload");
+    let status = world.sluice.status()?;
+    let endpoints = status["upstreams"][0]["endpoints"].as_array();
+    let kept = endpoints.context("no endpoints")?.iter();
+    let kept: Vec<_> = kept.filter(|one| one["origin"] == "runtime").collect();
+    ensure!(
+        kept.len() == 1 && kept[0]["address"] == added["address"],
+        "{kept:?}"
+    );
+    reset(world)
+}
+
 fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Result<()> {
+    reset(world)?;
     let origin3 = &world.field.origins[2];
     origin3.ip("address add 10.77.3.3/24 dev eth0")?;
     for port in 9000..9064 {
@@ -98,6 +157,7 @@ fn ids_of_endpoints_that_are_gone_are_given_to_others(world: &mut World) -> Resu
 }
 
 fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {
+    reset(world)?;
     let mut expected = Vec::new();
     for line in block("console")?.lines() {
         if let Some(words) = line.strip_prefix("# sluice endpoint ") {
@@ -113,7 +173,7 @@ fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {
         .map(|(words, said)| format!("# sluice endpoint {}\n{said}", words.join(" ")));
     let shown = shown.collect::<String>();
     ensure!(shown == block("console")?, "{shown}");
-    reset(world)
+    Ok(())
 }
 
 /// Who answers requests over the worker's listener, and those over the kernel's.
@@ -149,6 +209,7 @@ fn change(world: &World, words: &[&str]) -> Result<serde_json::Value> {
 fn an_endpoint_that_comes_and_goes_is_followed_by_both_layers_at_once(
     world: &mut World,
 ) -> Result<()> {
+    reset(world)?;
     expect(world, &["origin1", "origin2"])?;
     let generation = world.sluice.generation()?;
     let added = change(world, &["add", "app", "10.77.3.2:8080"])?;
@@ -185,6 +246,7 @@ fn an_endpoint_that_comes_and_goes_is_followed_by_both_layers_at_once(
 }
 
 fn what_has_begun_stays_when_its_endpoint_is_drained_and_removed(world: &mut World) -> Result<()> {
+    reset(world)?;
     let mut open = world.field.client.inside(|| -> Result<Vec<_>> {
         let mut open = Vec::new();
         for _ in 0..TRIES {
@@ -207,10 +269,11 @@ fn what_has_begun_stays_when_its_endpoint_is_drained_and_removed(world: &mut Wor
     }
     let names: std::collections::BTreeSet<_> = open.iter().map(|(_, name)| name).collect();
     ensure!(names.len() == 2, "{names:?}");
-    reset(world)
+    Ok(())
 }
 
 fn changes_outlive_a_daemon_that_dies_and_end_with_a_reload(world: &mut World) -> Result<()> {
+    reset(world)?;
     change(world, &["add", "app", "10.77.3.2:8080"])?;
     change(world, &["del", "app", "10.77.1.2:8080"])?;
     let old = world.sluice.kill_daemon()?;
@@ -227,6 +290,7 @@ fn changes_outlive_a_daemon_that_dies_and_end_with_a_reload(world: &mut World) -
 }
 
 fn what_makes_no_sense_is_refused_whole_with_a_remedy(world: &mut World) -> Result<()> {
+    reset(world)?;
     let before = world.sluice.status()?["upstreams"].clone();
     for (words, code, said) in [
         (
@@ -276,6 +340,7 @@ fn what_makes_no_sense_is_refused_whole_with_a_remedy(world: &mut World) -> Resu
 }
 
 fn an_endpoint_that_is_added_is_probed(world: &mut World) -> Result<()> {
+    reset(world)?;
     // Nobody listens there.
     change(world, &["add", "app", "10.77.3.2:8081"])?;
     wait::until_true("the probe to find nobody", PATIENCE, || {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use rig::capture::Captures;
 use rig::client::{Tally, tcp_echo, udp_echo};
 use rig::field::{L4_V4, L4_V6};
 use rig::ledger::Ledger;
@@ -31,6 +33,11 @@ name    = "many"
 address = ["203.0.113.64/30:7100-7101", "203.0.113.80:*", "[2001:db8::80]:*/udp", "[2001:db8::90]/126:7100/udp"]
 forward = { upstream = "echo", via = "nat" }
 
+[[listener]]
+name    = "wide"
+address = ["198.51.0.0/16:7000-7099", "[2001:db8:64::]/64:7000/tcp", "[2001:db8:64::]/64:7000/udp"]
+forward = { upstream = "echo", via = "nat" }
+
 [[upstream]]
 name      = "echo"
 endpoints = [
@@ -46,6 +53,7 @@ fn main() -> ExitCode {
         tests![
             tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances,
             prefixes_and_several_ports_are_forwarded_as_one_address_is,
+            every_address_of_a_wide_prefix_is_forwarded_until_it_is_not_configured_any_more,
             every_daemon_thread_has_no_capability,
             a_daemon_killed_under_load_loses_no_forwarded_packet,
             a_terminated_keeper_leaves_forwarding_on_and_a_new_one_adopts_it,
@@ -58,6 +66,8 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
     world: &mut World,
 ) -> Result<()> {
     let ledger = Ledger::open(&world.field, &world.sluice)?;
+    let captures = Captures::start(world.field.far_ends())?;
+    let mut tallies = vec![];
     for address in [L4_V4, L4_V6] {
         let to = socket(address, ECHO_PORT)?;
         let (tcp, udp) = world.field.client.inside(|| {
@@ -68,15 +78,18 @@ fn tcp_and_udp_of_both_families_reach_three_origins_and_the_ledger_balances(
             }
             (tcp, udp)
         });
-        for tally in [tcp, udp] {
-            tally
-                .expect_no_failure()
-                .with_context(|| address.to_owned())?;
-            ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
-        }
+        tallies.extend([(address, tcp), (address, udp)]);
+    }
+    // First what arrived: it tells why a connection failed.
+    let right = captures.finish()?;
+    for (address, tally) in tallies {
+        tally.expect_no_failure().context(address)?;
+        ensure!(tally.per_endpoint.len() == 3, "{:?}", tally.per_endpoint);
     }
     let account = ledger.close(&world.field, &world.sluice)?;
     ensure!(account.balanced && account.received > 1000, "{account:?}");
+    let emitted = account.verdicts["forward"] + account.verdicts["return"];
+    ensure!(right >= emitted, "{right} frames seen: {account:?}");
     ensure!(
         account.verdicts.contains_key("forward") && account.verdicts.contains_key("return"),
         "{account:?}"
@@ -100,6 +113,51 @@ fn prefixes_and_several_ports_are_forwarded_as_one_address_is(world: &mut World)
         }
     });
     tally.expect_no_failure()
+}
+
+fn every_address_of_a_wide_prefix_is_forwarded_until_it_is_not_configured_any_more(
+    world: &mut World,
+) -> Result<()> {
+    let ledger = Ledger::open(&world.field, &world.sluice)?;
+    let tally = world.field.client.inside(|| {
+        let mut tally = Tally::default();
+        for number in 0..40_u64 {
+            let [.., a, b] = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+            let v4 = SocketAddr::from(([198, 51, a, b], 7000 + number as u16));
+            let host = [a, b, b, a].map(u16::from);
+            let v6 = [0x2001, 0xdb8, 0x64, 0, host[0], host[1], host[2], host[3]];
+            let v6 = SocketAddr::from((v6, 7000));
+            tally.count(tcp_echo(v4, 5000, a));
+            tally.count(tcp_echo(v6, 5000, b));
+            tally.count(udp_echo(v6, &[a; 100]));
+        }
+        tally
+    });
+    tally.expect_no_failure()?;
+    let account = ledger.close(&world.field, &world.sluice)?;
+    ensure!(account.balanced, "{account:?}");
+
+    let begin = CONFIGURATION.find("[[listener]]\nname    = \"wide\"");
+    let end = CONFIGURATION.find("[[upstream]]");
+    let (begin, end) = begin.zip(end).context("the listener")?;
+    world.write(&[&CONFIGURATION[..begin], &CONFIGURATION[end..]].concat())?;
+    world.sluice.reload()?;
+    let is_answered = |world: &World| {
+        world.field.client.inside(|| -> Result<bool> {
+            let socket = UdpSocket::bind("[::]:0")?;
+            socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+            socket.send_to(b"x", "[2001:db8:64::5:1]:7000")?;
+            Ok(socket.recv(&mut [0; 10]).is_ok())
+        })
+    };
+    ensure!(!is_answered(world)?, "a prefix that is gone is forwarded");
+    world.write(CONFIGURATION)?;
+    world.sluice.reload()?;
+    ensure!(
+        is_answered(world)?,
+        "a prefix that came back is not forwarded"
+    );
+    Ok(())
 }
 
 fn every_daemon_thread_has_no_capability(world: &mut World) -> Result<()> {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use proxy_ebpf::object;
-use rig::client::{Tally, exchange_datagram, split_echo, tcp_echo, udp_echo, udp_socket};
+use rig::capture::Captures;
+use rig::client::{PATIENCE, Tally, exchange_datagram, split_echo, tcp_echo, udp_echo, udp_socket};
 use rig::field::{Field, L4_V4, L4_V6, NAT_V4, at};
 use rig::ledger::Ledger;
 use rig::load::Load;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         tests![
             tcp_and_udp_of_both_families_reach_endpoints_of_both_by_every_form,
             what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on,
+            segments_announced_by_nat_fit_both_links_so_that_nobody_is_told_anything,
             fragments_follow_or_pass_or_are_dropped_by_the_listeners_word,
             an_endpoint_that_is_taken_away_loses_no_flow_and_gets_no_new_one,
             an_endpoint_behind_a_gateway_is_refused_for_direct,
@@ -131,6 +133,8 @@ fn traffic(stage: &Stage, via: &str) -> Result<()> {
     let (world, field) = (&stage.world, &stage.world.field);
     let (ledger, seen) = (Ledger::open(field, &world.sluice)?, stage.back.seen()?);
     forget_sizes(field)?;
+    // Origins that unwrap do so before they look; the outer headers are what their program looks at.
+    let captures = Captures::start(field.far_ends())?;
     let faults_before = faults(field)?;
     ensure!(faults_before.len() > 7, "{faults_before:?}");
     for address in [L4_V4, L4_V6] {
@@ -161,6 +165,8 @@ fn traffic(stage: &Stage, via: &str) -> Result<()> {
     ensure!(has("return") == (via == "nat"), "{said}");
     ensure!(has("too_big") == (via == "ipip" || via == "gue"), "{said}");
     let forwarded = account.verdicts["forward"];
+    let right = captures.finish()?;
+    ensure!(right >= forwarded, "{right} frames seen: {said}");
     for (kind, before) in &seen {
         let count = stage.back.seen()?[kind] - before;
         let right = match *kind {
@@ -176,14 +182,33 @@ fn traffic(stage: &Stage, via: &str) -> Result<()> {
     Ok(())
 }
 
-/// Between links of different MTU a NAT is the router that has to tell; the peers announce segments as if all were alike.
+/// Between links of different MTU a NAT is the router that has to tell, where it may not lower the segments that SYNs announce;
+/// the peers announce segments as if all links were alike.
 fn what_is_too_long_for_the_way_out_is_told_to_its_sender_and_tcp_goes_on(
     stage: &mut Stage,
 ) -> Result<()> {
+    let set = |stage: &Stage, clamp| {
+        let setting = format!("datapath.mss_clamp={clamp}");
+        stage.world.sluice.command(&["sysctl", "-w", &setting])
+    };
+    set(stage, "off")?;
+    let told = between_unlike_links(stage, true);
+    set(stage, "auto")?;
+    told
+}
+
+/// A segment size that fits is announced instead, and nothing is too long.
+fn segments_announced_by_nat_fit_both_links_so_that_nobody_is_told_anything(
+    stage: &mut Stage,
+) -> Result<()> {
+    between_unlike_links(stage, false)
+}
+
+fn between_unlike_links(stage: &Stage, is_told: bool) -> Result<()> {
     for narrow in [Narrow::Endpoints, Narrow::Client] {
         narrow.set(stage, 1300)?;
         stage.reload("nat", &BOTH)?;
-        let told = told_by_nat(stage);
+        let told = told_by_nat(stage, is_told);
         narrow.set(stage, 1500)?;
         told.with_context(|| format!("{narrow:?}"))?;
     }
@@ -224,13 +249,16 @@ impl Narrow {
     }
 }
 
-fn told_by_nat(stage: &Stage) -> Result<()> {
+fn told_by_nat(stage: &Stage, is_told: bool) -> Result<()> {
     let (world, field) = (&stage.world, &stage.world.field);
     forget_sizes(field)?;
     let before = faults(field)?;
     for address in [L4_V4, L4_V6] {
-        let ledger = Ledger::open(field, &world.sluice)?;
         let to = socket(address, ECHO_PORT)?;
+        if !is_told {
+            until_links_are_known(stage, to)?;
+        }
+        let ledger = Ledger::open(field, &world.sluice)?;
         let mut tally = Tally::default();
         for number in 0..12 {
             tally.count(field.client.inside(|| tcp_echo(to, 40_000, number)));
@@ -240,15 +268,37 @@ fn told_by_nat(stage: &Stage) -> Result<()> {
             .with_context(|| address.to_owned())?;
         let account = ledger.close(field, &world.sluice)?;
         let told = account.verdicts.contains_key("too_big");
-        ensure!(account.balanced && told, "{address}: {account:?}");
+        ensure!(
+            account.balanced && told == is_told,
+            "{address}: {account:?}"
+        );
     }
     ensure!(faults(field)? == before, "{:?}", faults(field)?);
     Ok(())
 }
 
+/// Waits until connections are told nothing: the edge looks at its links once a second.
+fn until_links_are_known(stage: &Stage, to: SocketAddr) -> Result<()> {
+    let told = || -> Result<f64> {
+        let metrics = stage.world.sluice.metrics()?;
+        Ok(metrics.labelled("sluice_datapath_packets_total", "verdict", "too_big"))
+    };
+    wait::until_true("the edge to know its links", PATIENCE, || {
+        let before = told();
+        let client = &stage.world.field.client;
+        let passed = (0..3).all(|number| client.inside(|| tcp_echo(to, 40_000, number)).is_ok());
+        let _ = forget_sizes(&stage.world.field);
+        passed
+            && before
+                .ok()
+                .zip(told().ok())
+                .is_some_and(|(before, after)| before == after)
+    })
+}
+
 /// Lets everybody forget what sizes they were told.
 fn forget_sizes(field: &Field) -> Result<()> {
-    for namespace in std::iter::once(&field.client).chain(&field.origins) {
+    for namespace in field.far_ends() {
         namespace.run(&["ip", "-4", "route", "flush", "cache"])?;
         namespace.run(&["ip", "-6", "route", "flush", "cache"])?;
     }

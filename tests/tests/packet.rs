@@ -15,6 +15,8 @@ mod katran;
 mod loaded;
 #[path = "packet/mirror.rs"]
 mod mirror;
+#[path = "packet/mss.rs"]
+mod mss;
 #[path = "packet/nat.rs"]
 mod nat;
 #[path = "packet/pass.rs"]

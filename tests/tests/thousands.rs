@@ -126,6 +126,10 @@ fn each_of_four_thousand_listeners_forwards(stage: &mut Stage) -> Result<()> {
         forwards(stage, &listener(number))?;
     }
     forwards(stage, &listener(LISTENERS - 1))?;
+    let daemon = stage.sluice.daemon()?;
+    let status = fs::read_to_string(format!("/proc/{daemon}/status"))?;
+    let resident = status.lines().find(|line| line.starts_with("VmRSS"));
+    eprintln!("the daemon's {}", resident.context("no memory")?);
     (0..100).try_for_each(|_| forwards(stage, "198.19.0.1"))
 }
 
@@ -152,7 +156,7 @@ fn one_endpoint_among_thousands_is_changed_alone(stage: &mut Stage) -> Result<()
 fn a_reload_of_thousands_keeps_them(stage: &mut Stage) -> Result<()> {
     fs::write(&stage.path, configuration(MOST - 1))?;
     let begun = Instant::now();
-    stage.sluice.reload()?;
+    stage.sluice.command(&["reload"])?;
     eprintln!("reloaded after {:?}", begun.elapsed());
     forwards(stage, &listener(1234))?;
     let daemon = stage.sluice.daemon()?;

@@ -36,6 +36,7 @@ const PACKAGES: &[Package<'static>] = &[
     package("libc6-dev", "headers for both"),
     package("nginx-light", "the origins of demo and tests"),
     package("curl", "the client of demo and tests"),
+    package("dnsmasq-base", "the name server of tests"),
     package("openssl", "makes certificates for demo and tests"),
     package("iproute2", "makes network namespaces"),
     package("ethtool", "sets up veth pairs, and reads their statistics"),

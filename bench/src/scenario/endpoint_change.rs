@@ -27,8 +27,8 @@ const BY_COMMAND: &str = "by-command";
 /// One command, from its arrival in the daemon to the last slot of a ring that was written, as the daemon says.
 const IN_DAEMON: &str = "in-daemon";
 /// The same beside 4 000 listeners, and in an upstream of 2 000 endpoints beside these.
-const BESIDE_THOUSANDS: &str = "in-daemon/4000-listeners";
-const IN_THOUSANDS: &str = "in-daemon/2000-endpoints";
+const BESIDE_THOUSANDS: &str = "in-daemon/4000";
+const IN_THOUSANDS: &str = "in-upstream/2000";
 
 /// What the second one stands for: listeners, upstreams, endpoints of each of these, and of the largest.
 const THOUSANDS: [usize; 4] = [4000, 200, 20, 2000];

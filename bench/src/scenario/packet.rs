@@ -40,6 +40,10 @@ const REPEAT: u32 = 1_000_000;
 const RUNS: usize = 5;
 /// That stand while packets of others pass, too.
 const BANS: u32 = 10_000;
+/// Of each family, each once for TCP and once as such.
+const PREFIXES: u32 = 1000;
+/// The port of all of them.
+const PREFIX_PORT: u16 = 84;
 /// All but eight of them get a port of one of eight sources.
 const FLOWS: u64 = 512 * 1024;
 const RETURN_FLOWS: u64 = 16 * 1024;
@@ -93,6 +97,7 @@ pub fn measure(bench: &Bench<'_>, report: &mut Report) -> Result<()> {
             (name::FLOWS, flows),
             (name::RINGS, 16),
             (name::BANS, BANS * 2),
+            (name::PREFIXES, PREFIXES * 4),
         ]
     };
     let many = loaded::load_sized(&sizes(1 << 20)).context("load the kernel half: needs root")?;
@@ -185,6 +190,21 @@ fn rows() -> Vec<Row> {
         row("return-udp4/1", reply.clone(), 1, back),
         row("return-udp4/16384", reply, RETURN_FLOWS, back),
     ];
+    for (name, host, verdict) in [
+        ("ipip-prefix", 7, Verdict::Forward),
+        ("not-ours-prefix", 0, Verdict::NotOurs),
+    ] {
+        // The last byte of the client's address is the flow's; that of the listener's is any of its prefix.
+        let to4 = IpAddr::from((0x1400_0000u32 + (host << 12) + 9).to_be_bytes());
+        let to6 = IpAddr::from([0x2001, 0xdb8, host as u16, 0, 0, 0, 0, 9]);
+        for (kind, from, to) in [("tcp4", CLIENT, to4), ("tcp6", v6(0x2001, 9), to6)] {
+            let frame = Frame::tcp((from, 40_000), (to, PREFIX_PORT), ACK);
+            rows.push(Row {
+                grows: verdict == Verdict::Forward,
+                ..row(&format!("{name}-{kind}/1"), frame, 1, Many(verdict))
+            });
+        }
+    }
     for (via, port) in STATELESS {
         let frames = [
             ("tcp4", tcp(port, ACK)),
@@ -277,6 +297,14 @@ fn fill_many(loaded: &mut Loaded) {
     tunnel.gue_port = [0x17, 0xc0];
     loaded.tunnel(tunnel);
     loaded.listener((LISTENER, 443), TCP, mode::SERVE, 0);
+    for number in 1..=PREFIXES {
+        let v4 = IpAddr::from((0x1400_0000 + (number << 12)).to_be_bytes());
+        let v6 = IpAddr::from([0x2001, 0xdb8, number as u16, 0, 0, 0, 0, 0]);
+        for (at, bits, upstream) in [(v4, 20, 1), (v6, 64, 2)] {
+            let ways = [((PREFIX_PORT, PREFIX_PORT), mode::IPIP, upstream)];
+            loaded.prefix((at, bits), TCP, &ways);
+        }
+    }
     for number in 0..BANS {
         let source = IpAddr::from((0xcb00_0000 + number).to_be_bytes());
         loaded.ban(source, now_ns() + (1 << 50), 1);

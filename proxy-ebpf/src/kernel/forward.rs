@@ -16,7 +16,7 @@ use proxy_ebpf::packet::{
 };
 use proxy_ebpf::verdict::Verdict;
 
-use crate::ingress::{Arrival, Decision, frame_bytes};
+use crate::ingress::{Arrival, Decision, frame, frame_bytes};
 use crate::link::Tags;
 use crate::maps::{
     ENDPOINT_TRAFFIC, ENDPOINTS, HASH_KEYS, INSERTS, MOVED, RINGS, STAMPS, TUNNEL, UPSTREAMS,
@@ -231,8 +231,7 @@ fn grow<'a>(ctx: &'a XdpContext, room: usize) -> Result<Frame<'a>, Verdict> {
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(room as i32)) } != 0 {
         return Err(Verdict::Unsupported);
     }
-    // SAFETY: the kernel gives the program these bytes to read and write until it returns.
-    Ok(unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) })
+    Ok(frame(ctx))
 }
 
 /// Answers a packet that is too long: its beginning goes back to the sender inside an ICMP error. Never an answer to an
@@ -254,13 +253,14 @@ pub fn tell_too_big(
     if silent || bytes < kept {
         return Err(Verdict::Unsupported);
     }
-    let macs = arrival.frame.macs()?;
+    // Made anew: on some way here the frame was grown, and the verifier does not tell such a way from this one.
+    let macs = frame(ctx).macs()?;
     // SAFETY: the context is the kernel's; every pointer into the frame is made anew afterwards.
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, kept as i32 - bytes as i32) } != 0 {
         return Err(Verdict::Unsupported);
     }
-    let frame = grow(ctx, too_big_bytes(packet.family))?;
-    too_big(&frame, packet, macs, mtu_bytes)?;
+    let grown = grow(ctx, too_big_bytes(packet.family))?;
+    too_big(&grown, packet, macs, mtu_bytes)?;
     Ok(Decision {
         verdict: Verdict::TooBig,
         ifindex: arrival.ifindex,

@@ -1,9 +1,21 @@
 //! A packet's whole way through the kernel half.
+//!
+//! The verifier refuses what a small change makes of this now and then; `tests/tests/packet/verifier.rs` sees it. What it says,
+//! and what helps:
+//! - "invalid size of register fill": LLVM copied something with a pointer in it in halves, mostly an enum or a struct that a
+//!   function gives back, or reads a part of it. Give back words, not pointers into maps (`copy`), and small things by value.
+//! - "processed 1000001 insns": what follows is walked once for each thing that a value can be before it. Of words read
+//!   from memory the verifier knows nothing, and walks once: read them out of the map early (`copy`, `read_rare`), search without
+//!   branches (`Prefix::find`), or put the long part into a function that is not inlined and takes and gives numbers.
+//! - "invalid access to packet": a bounds check and its access were moved apart: one header, one check, one constant length.
+//! - "invalid mem access 'scalar'": a pointer into the packet from before its head or tail was moved, perhaps on a way that is
+//!   impossible: make the frame anew (`frame`).
+//! - "combined stack size": a function that is not inlined has a stack of its own, but all in a chain share 512 bytes (`apart`).
 
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{Listener, ListenerKey4, ListenerKey6, Ports, mode, option};
-use proxy_ebpf::packet::{Family, Frame, Packet, Part, Rewrite, rewrite, rewrite_rare};
+use proxy_ebpf::packet::{Family, Frame, Packet, Part, Rewrite, clamp_mss, rewrite, rewrite_rare};
 use proxy_ebpf::verdict::Verdict;
 
 use crate::link::Tags;
@@ -18,6 +30,17 @@ pub enum Exit {
     Rare,
 }
 
+impl Exit {
+    /// The verdict of a program that leaves nothing to another one.
+    #[inline(always)]
+    fn verdict(self) -> Verdict {
+        match self {
+            Self::Verdict(verdict) => verdict,
+            Self::Rare => Verdict::Inconsistent,
+        }
+    }
+}
+
 impl From<Verdict> for Exit {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
@@ -25,7 +48,9 @@ impl From<Verdict> for Exit {
     }
 }
 
-/// What becomes of a packet.
+/// What becomes of a packet. The verdict stands first: where a function gives back a result, it tells good from bad, and the kernel
+/// takes type information only of those that begin with it.
+#[repr(C)]
 pub struct Decision {
     pub verdict: Verdict,
     /// The interface it leaves by, when it is sent.
@@ -58,6 +83,8 @@ pub struct Way {
     pub to: Rewrite,
     /// Where it does not fit: how many bytes would.
     pub longest: u16,
+    /// The largest segment that it may announce; 0 = any, or none.
+    pub mss_bytes: u16,
 }
 
 /// A packet of ours, and where it came in.
@@ -92,6 +119,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             way: Way {
                 to: Rewrite::NOWHERE,
                 longest: 0,
+                mss_bytes: 0,
             },
         };
         &mut own
@@ -116,11 +144,11 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             fragment::admit(arrival.packet, 0)?;
         }
         let sent = if RARE {
-            apart::give_back(ctx, &arrival, listener.target, way)
+            apart::give_back(ctx, &arrival, listener.target, way).map_err(Exit::from)
         } else {
             nat::give_back::<false>(ctx, &arrival, listener.target, way)
         };
-        let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+        let sent = readdressed::<RARE>(sent, &arrival, way);
         return sent_or_told::<RARE>(sent, ctx, &arrival, way.longest);
     }
     guard::refuse_banned(&arrival.packet.sender)?;
@@ -131,11 +159,11 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
         mode::SERVE => Decision::stay(Verdict::Serve, tags),
         mode::NAT => {
             let sent = if RARE {
-                apart::nat(&arrival, listener.target, way)
+                apart::nat(ctx, &arrival, listener.target, way).map_err(Exit::from)
             } else {
-                nat::forward(&arrival, listener.target, way)
+                nat::forward::<false>(ctx, &arrival, listener.target, way)
             };
-            let sent = readdressed::<RARE>(sent, &arrival, &way.to);
+            let sent = readdressed::<RARE>(sent, &arrival, way);
             sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
         }
         mode::DIRECT | mode::IPIP | mode::GUE => {
@@ -144,7 +172,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
             } else {
                 forward::forward(ctx, &arrival, &listener, &mut way.longest)
             };
-            sent_or_told::<RARE>(sent, ctx, &arrival, way.longest)?
+            sent_or_told::<RARE>(sent.map_err(Exit::from), ctx, &arrival, way.longest)?
         }
         _ => return Err(Verdict::NotOurs.into()),
     };
@@ -154,7 +182,7 @@ pub fn ingress<const RARE: bool>(ctx: &XdpContext, tags: Tags) -> Result<Decisio
 
 /// The bytes of the frame.
 #[inline(always)]
-fn frame(ctx: &XdpContext) -> Frame<'_> {
+pub fn frame(ctx: &XdpContext) -> Frame<'_> {
     // SAFETY: the kernel gives the program these bytes to read and write until it returns.
     unsafe { Frame::from_pointers(ctx.data() as *mut u8, ctx.data_end() as *mut u8) }
 }
@@ -184,15 +212,18 @@ const fn has_open_address(ports: &Ports) -> bool {
 /// Writes a packet anew that can go on.
 #[inline(always)]
 fn readdressed<const RARE: bool>(
-    sent: Result<Decision, Verdict>,
+    sent: Result<Decision, Exit>,
     arrival: &Arrival,
-    to: &Rewrite,
-) -> Result<Decision, Verdict> {
+    way: &Way,
+) -> Result<Decision, Exit> {
     let decision = sent?;
     if RARE {
-        rewrite_rare(&arrival.frame, arrival.packet, to)?;
+        rewrite_rare(&arrival.frame, arrival.packet, &way.to)?;
+        if way.mss_bytes != 0 {
+            clamp_mss(&arrival.frame, arrival.packet, way.mss_bytes);
+        }
     } else {
-        rewrite(&arrival.frame, arrival.packet, to)?;
+        rewrite(&arrival.frame, arrival.packet, &way.to)?;
     }
     Ok(decision)
 }
@@ -200,25 +231,32 @@ fn readdressed<const RARE: bool>(
 /// What became of a packet: one that is too long is left to the other program, which answers it.
 #[inline(always)]
 fn sent_or_told<const RARE: bool>(
-    sent: Result<Decision, Verdict>,
+    sent: Result<Decision, Exit>,
     ctx: &XdpContext,
     arrival: &Arrival,
     longest: u16,
 ) -> Result<Decision, Exit> {
     match sent {
-        Err(Verdict::TooBig) if RARE => Ok(forward::tell_too_big(ctx, arrival, longest)?),
-        Err(Verdict::TooBig) => Err(Exit::Rare),
-        sent => Ok(sent?),
+        Err(Exit::Verdict(Verdict::TooBig)) if RARE => {
+            Ok(forward::tell_too_big(ctx, arrival, longest)?)
+        }
+        Err(Exit::Verdict(Verdict::TooBig)) => Err(Exit::Rare),
+        sent => sent,
     }
 }
 
 /// The ways on of rare packets as functions of their own: together they would want more stack than there is.
 mod apart {
-    use super::{Arrival, Decision, Listener, Verdict, Way, XdpContext, forward, nat};
+    use super::{Arrival, Decision, Exit, Listener, Verdict, Way, XdpContext, forward, nat};
 
     #[inline(never)]
-    pub fn nat(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decision, Verdict> {
-        nat::forward(arrival, upstream, way)
+    pub fn nat(
+        ctx: &XdpContext,
+        arrival: &Arrival,
+        upstream: u32,
+        way: &mut Way,
+    ) -> Result<Decision, Verdict> {
+        nat::forward::<true>(ctx, arrival, upstream, way).map_err(Exit::verdict)
     }
 
     #[inline(never)]
@@ -228,7 +266,7 @@ mod apart {
         source: u32,
         way: &mut Way,
     ) -> Result<Decision, Verdict> {
-        nat::give_back::<true>(ctx, arrival, source, way)
+        nat::give_back::<true>(ctx, arrival, source, way).map_err(Exit::verdict)
     }
 
     #[inline(never)]

@@ -11,12 +11,12 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_check_mtu, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::programs::XdpContext;
 use proxy_ebpf::abi::{Endpoint, FlowKey, Nat, NatFlow, flow_state, protocol, size};
-use proxy_ebpf::packet::{ETHERNET_BYTES, Family, Packet, Part, Rewrite, tcp_flag};
+use proxy_ebpf::packet::{ETHERNET_BYTES, Family, Packet, Part, Rewrite, headers_bytes, tcp_flag};
 use proxy_ebpf::verdict::Verdict;
 
 use crate::atomic;
 use crate::forward::{Place, exceeds, reach};
-use crate::ingress::{Arrival, Decision, Way};
+use crate::ingress::{Arrival, Decision, Exit, Way};
 use crate::link::Tags;
 use crate::maps::{ENDPOINT_TRAFFIC, ENDPOINTS, FLOWS, NAT, NAT_FLOWS, count_traffic};
 use crate::sign::{self, Sign};
@@ -36,9 +36,14 @@ enum Side {
 }
 
 /// Says what a client's packet becomes on its way to an endpoint of the upstream. `TooBig`: it does not fit, and
-/// `way.longest` bytes would.
+/// `way.longest` bytes would. Without `RARE` a SYN that may announce too large segments is left to the other program.
 #[inline(always)]
-pub fn forward(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decision, Verdict> {
+pub fn forward<const RARE: bool>(
+    ctx: &XdpContext,
+    arrival: &Arrival,
+    upstream: u32,
+    way: &mut Way,
+) -> Result<Decision, Exit> {
     let packet = arrival.packet;
     refuse_at_end_of_way(packet)?;
     let (edge_mac, client_mac) = arrival.frame.macs()?;
@@ -53,7 +58,16 @@ pub fn forward(arrival: &Arrival, upstream: u32, way: &mut Way) -> Result<Decisi
     let endpoint = reachable(flow.endpoint, packet.family)?;
     if let Some(mtu) = exceeds(packet, endpoint.plain_mtu_bytes, 0) {
         way.longest = mtu;
-        return Err(Verdict::TooBig);
+        return Err(Verdict::TooBig.into());
+    }
+    way.mss_bytes = segment::<RARE>(packet, endpoint)?;
+    if RARE && way.mss_bytes != 0 {
+        // What the endpoint sends, has to fit the client's interface as well.
+        let mtu_bytes = mtu(ctx, arrival.ifindex, 0).1.min(u16::MAX as u32) as u16;
+        let fits = mtu_bytes.saturating_sub(headers_bytes(packet.family));
+        if fits != 0 && fits < way.mss_bytes {
+            way.mss_bytes = fits;
+        }
     }
     // The mask is for the verifier; a source is never above 7.
     let source = nat.sources[flow.source as usize & (size::NAT_SOURCES - 1)];
@@ -86,13 +100,13 @@ pub fn give_back<const RARE: bool>(
     arrival: &Arrival,
     source: u32,
     way: &mut Way,
-) -> Result<Decision, Verdict> {
+) -> Result<Decision, Exit> {
     let packet = arrival.packet;
     let nat = NAT.get(0).ok_or(Verdict::Inconsistent)?;
     let port = u16::from_be_bytes(packet.destination_port) as u32;
     let offset = port.wrapping_sub(nat.port_first);
     if offset >= nat.ports {
-        return Err(Verdict::NotOurs);
+        return Err(Verdict::NotOurs.into());
     }
     let index = nat.flow_index(source, packet.protocol, offset);
     let flow = NAT_FLOWS.get_ptr_mut(index).ok_or(Verdict::Inconsistent)?;
@@ -101,7 +115,7 @@ pub fn give_back<const RARE: bool>(
     // SAFETY: as in `forward`.
     let flow = unsafe { &mut *flow };
     if flow.seen_ns == 0 || flow.key.protocol != packet.protocol {
-        return Err(Verdict::NotOurs);
+        return Err(Verdict::NotOurs.into());
     }
     let id = endpoint_now();
     let endpoint = ENDPOINTS.get(id).ok_or(Verdict::Inconsistent)?;
@@ -109,9 +123,10 @@ pub fn give_back<const RARE: bool>(
         || !endpoint.address.is(&packet.source)
         || u16::from_ne_bytes(endpoint.port) != u16::from_ne_bytes(packet.source_port)
     {
-        return Err(Verdict::NotOurs);
+        return Err(Verdict::NotOurs.into());
     }
     refuse_at_end_of_way(packet)?;
+    way.mss_bytes = segment::<RARE>(packet, endpoint)?;
     way.to = Rewrite {
         source: flow.key.listener,
         destination: flow.key.client,
@@ -124,12 +139,12 @@ pub fn give_back<const RARE: bool>(
     // SAFETY: the helper takes nothing.
     let _ = unsafe { bpf_jiffies64() };
     if endpoint_now() != id {
-        return Err(Verdict::NotOurs);
+        return Err(Verdict::NotOurs.into());
     }
     let (ifindex, tags) = (flow.client_ifindex, Tags(flow.client_tags));
     if exceeds(packet, endpoint.back_mtu_bytes, 0).is_some() {
         if !RARE {
-            return Err(Verdict::TooBig);
+            return Err(Verdict::TooBig.into());
         }
         fit(ctx, packet, ifindex, &mut way.longest)?;
     }
@@ -145,19 +160,42 @@ pub fn give_back<const RARE: bool>(
     })
 }
 
+/// The largest segment that a packet of an endpoint's flow may announce; 0 = it announces none, or what it likes. What it
+/// announces only the other program reads.
+#[inline(always)]
+const fn segment<const RARE: bool>(packet: &Packet, endpoint: &Endpoint) -> Result<u16, Exit> {
+    if !packet.is_syn() || endpoint.mss_bytes == 0 {
+        return Ok(0);
+    }
+    if RARE {
+        Ok(endpoint.mss_bytes)
+    } else {
+        Err(Exit::Rare)
+    }
+}
+
 /// Asks the kernel whether a packet may leave by an interface: which one it is differs from flow to flow.
 #[inline(always)]
 fn fit(ctx: &XdpContext, packet: &Packet, ifindex: u32, longest: &mut u16) -> Result<(), Verdict> {
-    // In: the packet's length from its IP header on. Out: the MTU.
-    let mut bytes = packet.frame_bytes_min - ETHERNET_BYTES as u32;
-    // SAFETY: the context is the kernel's, and the helper reads and writes the one word.
-    let answer = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &raw mut bytes, 0, 0) };
+    let bytes = packet.frame_bytes_min - ETHERNET_BYTES as u32;
+    let (answer, mtu_bytes) = mtu(ctx, ifindex, bytes);
     // Negative: there is no such interface, which sending will find out, too.
     if answer <= 0 {
         return Ok(());
     }
-    *longest = bytes as u16;
+    *longest = mtu_bytes as u16;
     Err(Verdict::TooBig)
+}
+
+/// What the kernel says of an IP packet of so many bytes at an interface: positive where it does not fit; and the MTU, or the
+/// bytes where there is no such interface.
+#[inline(always)]
+fn mtu(ctx: &XdpContext, ifindex: u32, bytes: u32) -> (i64, u32) {
+    // In: the packet's length from its IP header on. Out: the MTU.
+    let mut bytes = bytes;
+    // SAFETY: the context is the kernel's, and the helper reads and writes the one word.
+    let answer = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &raw mut bytes, 0, 0) };
+    (answer, bytes)
 }
 
 /// A packet that may not be sent on any more: Linux tells its sender so.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::{Common, client};
-use crate::control::status::{Status, Upstream};
+use crate::control::status::{Endpoint, Name, Status, Upstream};
 
 pub fn perform(common: &Common) -> Result<ExitCode> {
     let answer = client::ask_running(common, "GET", "/status", None)?;
@@ -90,6 +90,14 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
             joined(status.datapath.lost.iter())
         )?;
     }
+    let overload = status.overload.iter().map(|signal| {
+        let stage = match signal.stage.as_str() {
+            "none" => String::new(),
+            stage => format!(", stage {stage}"),
+        };
+        format!("{} {} %{stage}", signal.signal, signal.used_percent)
+    });
+    writeln!(text, "used: {}", joined(overload))?;
     let limits = &status.limits;
     writeln!(
         text,
@@ -103,31 +111,66 @@ fn write_text(text: &mut String, status: &Status) -> std::fmt::Result {
 
 /// An upstream and its endpoints.
 pub(super) fn write_upstream(text: &mut String, upstream: &Upstream) -> std::fmt::Result {
-    writeln!(text, "upstream {}:", upstream.name)?;
+    let waits = match (upstream.calls_max, upstream.pending) {
+        (Some(max), pending) => format!(" at most {max} calls, {pending} wait"),
+        (None, 0) => String::new(),
+        (None, pending) => format!(" {pending} wait"),
+    };
+    let panics = if upstream.panics {
+        " too few endpoints are healthy, so health is ignored"
+    } else {
+        ""
+    };
+    let breaker = upstream.breaker.as_ref();
+    let breaker = breaker.map_or_else(String::new, |state| format!(" (breaker {state})"));
+    writeln!(text, "upstream {}{breaker}:{panics}{waits}", upstream.name)?;
     for endpoint in &upstream.endpoints {
-        let health = match (endpoint.probed, endpoint.healthy) {
-            (false, _) => "not probed",
-            (true, true) => "healthy",
-            (true, false) => "unhealthy",
-        };
-        let neighbour = match endpoint.resolved {
-            Some(false) => ", neighbour not resolved",
-            _ => "",
-        };
-        let origin = match endpoint.origin.as_str() {
-            "runtime" => ", set at run time",
-            _ => "",
-        };
-        writeln!(
-            text,
-            "  {} weight {}, {health}{neighbour}{origin}",
-            endpoint.address, endpoint.weight
-        )?;
+        let (address, weight) = (endpoint.address, endpoint.weight);
+        writeln!(text, "  {address} weight {weight}, {}", state(endpoint))?;
+    }
+    for Name {
+        name,
+        addresses,
+        failure,
+    } in &upstream.names
+    {
+        match failure {
+            None => writeln!(text, "  {name} has {addresses} addresses")?,
+            Some(failure) => writeln!(
+                text,
+                "  {name} had {addresses} addresses; the DNS does not know it now: {failure}"
+            )?,
+        }
     }
     for address in &upstream.removed {
         writeln!(text, "  {address} removed at run time")?;
     }
     Ok(())
+}
+
+/// What is known of an endpoint, in words.
+fn state(endpoint: &Endpoint) -> String {
+    let health = match (endpoint.probed, endpoint.healthy, endpoint.ejected_s) {
+        (_, _, Some(left_s)) => format!("ejected for {left_s}s more, because calls failed"),
+        (false, ..) => "not probed".to_owned(),
+        (true, true, _) => "healthy".to_owned(),
+        (true, false, _) => "unhealthy".to_owned(),
+    };
+    let share = endpoint.share_percent;
+    let share = share.map(|percent| format!("starts slowly, at {percent}% of its weight"));
+    let neighbour = (endpoint.resolved == Some(false)).then(|| "neighbour not resolved".to_owned());
+    let origin = match endpoint.origin.as_str() {
+        "runtime" => Some("set at run time".to_owned()),
+        "dns" => Some("by its name".to_owned()),
+        _ => None,
+    };
+    let backup = endpoint.backup.then(|| "backup".to_owned());
+    let calls = match endpoint.calls_max {
+        Some(max) => format!("{} of {max} calls", endpoint.calls_active),
+        None => format!("{} calls", endpoint.calls_active),
+    };
+    let all = [backup, Some(health), Some(calls), share, neighbour, origin];
+    joined(all.into_iter().flatten())
 }
 
 fn joined(items: impl Iterator<Item = impl ToString>) -> String {

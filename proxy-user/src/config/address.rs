@@ -177,7 +177,7 @@ fn socket(text: &str, example: &str) -> Result<SocketAddr, String> {
         Some((host, _))
             if host.contains(|c: char| c.is_ascii_alphabetic()) && !host.contains(':') =>
         {
-            wrong("has a host name, and this version does not look names up yet")
+            wrong("has a host name, and an IP address is wanted here")
         }
         _ => wrong("is no address"),
     }

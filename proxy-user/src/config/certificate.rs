@@ -160,7 +160,7 @@ fn certificate(
 }
 
 /// Whether there is a PEM block whose first line ends like this.
-fn has_block(bytes: &[u8], end: &str) -> bool {
+pub(super) fn has_block(bytes: &[u8], end: &str) -> bool {
     let mut lines = bytes.split(|byte| *byte == b'\n');
     lines.any(|line| {
         let line = line.trim_ascii_end();

@@ -8,9 +8,10 @@ use super::datapath::DatapathDraft;
 use super::listener::ListenerDraft;
 use super::problem::{Problems, Spot};
 use super::route::RouteDraft;
+use super::table::Value;
 use super::{
-    AccessLog, Action, Diagnostic, ListenerMode, LogField, PathMatch, Policy, PolicyKind, RateKey,
-    Upstream,
+    AccessLog, Action, Attribute, Balance, Diagnostic, Hashing, ListenerMode, LogField, PathMatch,
+    Policy, PolicyKind, RateKey, Resolver, Route, Upstream,
 };
 use crate::tunable::Tunables;
 
@@ -23,6 +24,9 @@ pub(super) struct Whole<'s> {
     pub routes: Vec<Option<RouteDraft<'s>>>,
     pub policies: Vec<Option<(Policy, Spot<'s>)>>,
     pub upstreams: Vec<Option<(Upstream, Spot<'s>)>>,
+    pub resolver: Option<Resolver>,
+    /// By upstream: what says something to L7 only.
+    pub l7_values: Vec<Vec<Value<'s>>>,
     pub tunables: Tunables,
 }
 
@@ -45,6 +49,8 @@ impl<'s> Whole<'s> {
         self.check_logged_keys();
         if !problems.has_errors() {
             self.warn_of_unused();
+            self.warn_of_deaf_upstreams();
+            self.warn_of_captures();
         }
     }
 
@@ -252,6 +258,71 @@ impl<'s> Whole<'s> {
                 spot.refuse::<()>(message, "", Some(help));
             }
         }
+    }
+
+    /// What says how L7 chooses, where only the kernel half does.
+    fn warn_of_deaf_upstreams(&self) {
+        let routed: HashSet<usize> = self.shares().map(|(_, upstream)| upstream).collect();
+        let forwarded = self.good_listeners().filter_map(|draft| {
+            let ListenerMode::Forward { upstream, .. } = draft.listener.mode else {
+                return None;
+            };
+            Some(upstream)
+        });
+        let forwarded: HashSet<usize> = forwarded.collect();
+        let upstreams = self.upstreams.iter().flatten().zip(&self.l7_values);
+        for (index, ((upstream, _), values)) in upstreams.enumerate() {
+            if routed.contains(&index) || !forwarded.contains(&index) {
+                continue;
+            }
+            for value in values {
+                let message = format!(
+                    "`{}` means nothing to `{}`: only listeners that forward use it, and these choose by a Maglev ring over addresses and ports",
+                    value.name, upstream.name
+                );
+                value.spot.warn(message, "", None);
+            }
+        }
+    }
+
+    /// What is hashed that no route captures.
+    fn warn_of_captures(&self) {
+        let upstreams = self.upstreams.iter().flatten().zip(&self.l7_values);
+        for (index, ((upstream, _), values)) in upstreams.enumerate() {
+            let Balance::Maglev(Hashing {
+                key: Attribute::Capture(name),
+                ..
+            }) = &upstream.balance
+            else {
+                continue;
+            };
+            let captures = |route: &Route| match &route.path {
+                PathMatch::Template { captures, .. } => captures.contains(name),
+                PathMatch::Exact(_) | PathMatch::Prefix(_) => false,
+            };
+            let mut routes = self.shares().filter(|(_, upstream)| *upstream == index);
+            let spot = values.iter().find(|value| value.name == "hash");
+            if let (false, Some(value)) = (routes.any(|(route, _)| captures(route)), spot) {
+                let message = format!(
+                    "no route to `{}` captures `{name}`: its requests are balanced by the client's address",
+                    upstream.name
+                );
+                let help =
+                    format!("write path = \"/shop/{{{name}}}\" in a route, or hash something else");
+                value.spot.warn(message, "", Some(help));
+            }
+        }
+    }
+
+    /// Each route with each upstream that it leads to.
+    fn shares(&self) -> impl Iterator<Item = (&Route, usize)> {
+        self.good_routes().flat_map(|draft| {
+            let shares = match &draft.route.action {
+                Action::Upstream(shares) => &shares[..],
+                Action::Respond { .. } | Action::Redirect { .. } => &[],
+            };
+            shares.iter().map(|(upstream, _)| (&draft.route, *upstream))
+        })
     }
 
     /// What nothing refers to, and what would only answer 404.

@@ -11,7 +11,8 @@ use super::listener::ListenerDraft;
 use super::prefix::{prefixes, shares};
 use super::problem::Spot;
 use super::{
-    Config, DatapathMode, Endpoint, ListenAddress, ListenerMode, Nat, Protocol, Upstream, Via,
+    Config, DatapathMode, Endpoint, EndpointName, ListenAddress, ListenerMode, Nat, Protocol,
+    Upstream, Via,
 };
 
 const TUNNEL_EXAMPLE: &str = "tunnel = { source = [\"10.0.0.1\"] }";
@@ -152,13 +153,18 @@ impl<'s> Whole<'s> {
             return;
         };
         for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
-            let other = |endpoint: &&Endpoint| !address.has_port(endpoint.address.port());
-            if let Some(endpoint) = upstream.endpoints.iter().find(other) {
+            let endpoints = upstream.endpoints.iter();
+            let endpoints = endpoints.map(|one| (one.address.port(), one.address.to_string()));
+            let hosts = upstream.names.iter().filter_map(|name| match name {
+                EndpointName::Host { host, port, .. } => Some((*port, format!("{host}:{port}"))),
+                EndpointName::Service { .. } => None,
+            });
+            let mut all = endpoints.chain(hosts);
+            if let Some((_, endpoint)) = all.find(|(port, _)| !address.has_port(*port)) {
                 let message = format!(
-                    "the packet to {address} keeps its port via {}, and an endpoint of `{}` is {}",
+                    "the packet to {address} keeps its port via {}, and an endpoint of `{}` is {endpoint}",
                     via.word(),
                     upstream.name,
-                    endpoint.address
                 );
                 spot.refuse_with::<()>(
                     message,
@@ -181,7 +187,8 @@ impl<'s> Whole<'s> {
             return;
         };
         for (is_v4, family) in [(true, "IPv4"), (false, "IPv6")] {
-            if has_endpoint(upstream, is_v4)
+            let mut endpoints = upstream.endpoints.iter();
+            if endpoints.any(|endpoint| endpoint.address.is_ipv4() == is_v4)
                 && !tunnel.source.iter().any(|source| source.is_ipv4() == is_v4)
             {
                 let message = format!(
@@ -289,6 +296,9 @@ impl Config {
                 .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
         };
         let families = [(true, "IPv4", has(true)), (false, "IPv6", has(false))];
+        // The DNS may have the other family tomorrow.
+        let upstreams = self.upstreams.get(upstream);
+        let has_names = upstreams.is_some_and(|upstream| !upstream.names.is_empty());
         for listener in &self.listeners {
             let via = match listener.mode {
                 ListenerMode::Forward {
@@ -300,6 +310,7 @@ impl Config {
                 let mut addresses = listener.addresses.iter();
                 let lacks = via == Via::Nat
                     && !has
+                    && !has_names
                     && addresses.any(|address| address.socket.is_ipv4() == is_v4);
                 if lacks {
                     return Some(format!(
@@ -363,9 +374,43 @@ fn refuse_without(
     }
 }
 
+/// A name may have addresses of either family: which, is known when it is looked up.
 fn has_endpoint(upstream: &Upstream, is_v4: bool) -> bool {
-    upstream
-        .endpoints
-        .iter()
-        .any(|endpoint| endpoint.address.is_ipv4() == is_v4)
+    let mut endpoints = upstream.endpoints.iter();
+    !upstream.names.is_empty() || endpoints.any(|endpoint| endpoint.address.is_ipv4() == is_v4)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Bundle, load};
+
+    #[test]
+    fn endpoints_at_run_time_are_refused_where_a_file_would_be() {
+        let text = "[datapath]\ninterfaces = [\"eth0\"]\n\
+            nat = { source = [\"10.0.0.1\"], ports = \"20000-29999\" }\n\
+            tunnel = { source = [\"10.0.0.1\"] }\n\
+            [[listener]]\nname = \"n\"\naddress = \"192.0.2.1:80\"\nforward = { upstream = \"n\", via = \"nat\" }\n\
+            [[listener]]\nname = \"i\"\naddress = \"192.0.2.2:80\"\nforward = { upstream = \"i\", via = \"ipip\" }\n\
+            [[upstream]]\nname = \"n\"\nendpoints = [\"10.0.0.2:8080\"]\n\
+            [[upstream]]\nname = \"i\"\nendpoints = [\"10.0.0.2:80\"]\n";
+        let files = Bundle::of_files([("/c/s.toml", text)]);
+        let config = match load(&files, Path::new("/c/s.toml")) {
+            Ok(loaded) => loaded.config,
+            Err(faults) => panic!("{faults:?}"),
+        };
+        let refused = |upstream, added: &str| {
+            let added: SocketAddr = added.parse().expect("an address");
+            let endpoints = [Endpoint::new(added, 1)];
+            let said = config.refuse_endpoints(upstream, &endpoints, Some(added));
+            said.unwrap_or_default()
+        };
+        assert_eq!(refused(0, "10.0.0.3:9000"), "");
+        assert!(refused(0, "[2001:db8::3]:9000").contains("no IPv4 endpoint"));
+        assert_eq!(refused(1, "10.0.0.3:80"), "");
+        assert!(refused(1, "10.0.0.3:81").contains("keeps its port via ipip"));
+        assert!(refused(1, "[2001:db8::3]:80").contains("`tunnel` has no IPv6 source"));
+    }
 }

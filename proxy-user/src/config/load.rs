@@ -12,8 +12,8 @@ use super::problem::{Problems, Source};
 use super::settings::{configured, drop_ins};
 use super::source::{FILE_BYTES_MAX, Reader, failure};
 use super::table::Section;
-use super::{Config, Diagnostic, EMBEDDED_FOLDER, Origin};
-use super::{datapath, listener, log, policy, route, upstream};
+use super::{Config, Diagnostic, EMBEDDED_FOLDER, Origin, Resolver};
+use super::{datapath, listener, log, policy, resolver, route, upstream};
 use crate::tunable::Tunables;
 
 /// Most files in `conf.d`, and most objects of one kind over all files.
@@ -136,6 +136,7 @@ struct Sections<'s> {
     routes: Vec<Section<'s>>,
     policies: Vec<Section<'s>>,
     upstreams: Vec<Section<'s>>,
+    resolver: Vec<Section<'s>>,
     tunables: Vec<Section<'s>>,
 }
 
@@ -206,6 +207,7 @@ fn collect<'s>(
         routes: Vec::new(),
         policies: Vec::new(),
         upstreams: Vec::new(),
+        resolver: Vec::new(),
         tunables: Vec::new(),
     };
     for (source, document) in documents {
@@ -217,6 +219,7 @@ fn collect<'s>(
         let one = |key| root.find(key).and_then(|value| value.section());
         sections.datapath.extend(one("datapath"));
         sections.log.extend(one("log"));
+        sections.resolver.extend(one("resolver"));
         sections.tunables.extend(one("tunables"));
         let many = |key, max, into: &mut Vec<Section<'s>>| {
             for section in root
@@ -241,7 +244,11 @@ fn collect<'s>(
         many("upstream", UPSTREAMS_MAX, &mut sections.upstreams);
         root.finish();
     }
-    for (name, found) in [("datapath", &sections.datapath), ("log", &sections.log)] {
+    for (name, found) in [
+        ("datapath", &sections.datapath),
+        ("log", &sections.log),
+        ("resolver", &sections.resolver),
+    ] {
         if let [first, second, ..] = found.as_slice() {
             let message = format!("[{name}] stands in two files");
             second
@@ -268,10 +275,15 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         .log
         .first()
         .map(|section| log::access_log(section, context));
+    let resolver = sections
+        .resolver
+        .first()
+        .map_or_else(|| Some(Resolver::default()), resolver::resolver);
+    let l7_values = sections.upstreams.iter().map(upstream::l7_values).collect();
     let upstreams = sections
         .upstreams
         .iter()
-        .map(|section| Some((upstream::upstream(section)?, placed(section))))
+        .map(|section| Some((upstream::upstream(section, context)?, placed(section))))
         .collect();
     let policies = sections
         .policies
@@ -295,6 +307,8 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
             routes,
             policies,
             upstreams,
+            resolver,
+            l7_values,
             tunables,
         },
         written,
@@ -329,6 +343,7 @@ fn finished(whole: Whole<'_>, tunables: Written) -> Option<(Config, Tunables)> {
             .into_iter()
             .map(|upstream| Some(upstream?.0))
             .collect::<Option<_>>()?,
+        resolver: whole.resolver?,
         tunables,
     };
     Some((config, whole.tunables))

@@ -86,6 +86,11 @@ impl Source {
                     fields.values().for_each(|field| self.hide_strings(field));
                 }
                 DeValue::Table(inner) => self.hide_fields(inner, key),
+                DeValue::String(_)
+                    if matches!((parent, key), ("sticky", "key") | (_, "hash_key")) =>
+                {
+                    self.hide_strings(value);
+                }
                 DeValue::Array(items) => {
                     let tables = items.iter().filter_map(|item| item.get_ref().as_table());
                     tables.for_each(|inner| self.hide_fields(inner, key));

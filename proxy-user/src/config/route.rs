@@ -1,7 +1,5 @@
 //! `[[route]]`: what it matches, which policies run, what answers.
 
-use std::time::Duration;
-
 use super::action::action;
 use super::context::Context;
 use super::error_page::error_pages;
@@ -10,13 +8,11 @@ use super::listener::ListenerDraft;
 use super::names::parse_name;
 use super::pattern::{parse_host, parse_path};
 use super::problem::Spot;
+use super::resilience::{Retry, Timeout, hedge, retry, timeout};
 use super::table::{Section, Value};
 use super::{Action, ErrorPages, HostMatch, ListenerMode, PathMatch, Route};
 
-/// Longest time for an exchange.
-const EXCHANGE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Most retries, and most policies of one route.
-const RETRIES_MAX: u32 = 10;
+/// Most policies of one route.
 const POLICIES_MAX: usize = 64;
 /// Most names of trailers; more lines than twice as many are no trailers that anybody meant.
 const TRAILERS_MAX: usize = 12;
@@ -68,10 +64,18 @@ pub(super) fn route<'s>(
     let action = action(section, context);
     let timeout = section
         .find("timeout")
-        .map_or(Some(None), |value| timeout(&value));
-    let retries = section
-        .find("retry")
-        .map_or(Some(None), |value| retries(&value));
+        .map_or(Some(Timeout::default()), |value| timeout(&value));
+    let (retry_value, hedge_value) = (section.find("retry"), section.find("hedge"));
+    let retry = retry_value.as_ref().map_or(Some(Retry::default()), retry);
+    let hedge = hedge_value
+        .as_ref()
+        .map_or(Some(None), |value| hedge(value).map(Some));
+    for value in [&retry_value, &hedge_value].into_iter().flatten() {
+        if action.as_ref().is_some_and(|action| !asks(action)) {
+            let message = format!("`{}` of a route that asks no upstream", value.name);
+            value.spot.refuse::<()>(message, "leave it out", None);
+        }
+    }
     let trailers = section
         .find("trailers")
         .map_or(Some(Vec::new()), |value| trailers(&value));
@@ -103,8 +107,9 @@ pub(super) fn route<'s>(
         path,
         policies,
         action,
-        exchange_timeout: timeout?,
-        retries: retries?,
+        timeout: timeout?,
+        retry: retry?,
+        hedge: hedge?,
         trailers: trailers?,
         errors: errors?,
         is_logged: is_logged?,
@@ -117,6 +122,10 @@ pub(super) fn route<'s>(
         policies: policy_spots,
         name: name.map(|value| value.spot),
     })
+}
+
+fn asks(action: &Action) -> bool {
+    matches!(action, Action::Upstream(_))
 }
 
 fn default_name(action: &Action, number: usize, context: &Context<'_>) -> String {
@@ -229,23 +238,4 @@ fn trailers(value: &Value<'_>) -> Option<Vec<String>> {
         })
     });
     names.collect::<Vec<_>>().into_iter().collect()
-}
-
-fn timeout(value: &Value<'_>) -> Option<Option<Duration>> {
-    let section = value.section()?;
-    let exchange = section
-        .need("exchange", "exchange = \"10s\"")
-        .and_then(|value| value.duration(Duration::from_millis(10)..=EXCHANGE_MAX));
-    section.finish();
-    exchange.map(Some)
-}
-
-fn retries(value: &Value<'_>) -> Option<Option<u32>> {
-    let section = value.section()?;
-    let retries = section
-        .need("retries", "retries = 2")
-        .and_then(|value| value.number(0..=RETRIES_MAX));
-    section.later("on");
-    section.finish();
-    retries.map(Some)
 }

@@ -26,6 +26,14 @@ pub(super) struct Section<'s> {
     asked: RefCell<Vec<&'static str>>,
 }
 
+/// What need not be there, but must be good where it is.
+pub(super) fn optional<T>(part: Option<Option<T>>) -> Option<Option<T>> {
+    match part {
+        Some(part) => part.map(Some),
+        None => Some(None),
+    }
+}
+
 impl<'s> Value<'s> {
     /// What kind of value stands here, in words.
     fn kind(&self) -> &'static str {
@@ -83,6 +91,14 @@ impl<'s> Value<'s> {
     /// `"on"` or `"off"`.
     pub fn switch(&self) -> Option<bool> {
         self.word(&[("on", true), ("off", false)], &[])
+    }
+
+    /// `true` or `false`.
+    pub fn truth(&self) -> Option<bool> {
+        match self.value {
+            DeValue::Boolean(truth) => Some(*truth),
+            _ => self.wrong_type("true or false"),
+        }
     }
 
     /// A whole number in a range.

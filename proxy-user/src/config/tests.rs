@@ -107,7 +107,7 @@ fn the_full_example_loads_as_it_is_meant() {
     assert_eq!(orders.policies, [0, 1]);
     assert_eq!(orders.action, Action::Upstream(vec![(0, 95), (1, 5)]));
     assert_eq!(
-        (orders.retries, orders.exchange_timeout),
+        (orders.retry.retries, orders.timeout.exchange),
         (Some(2), Some(Duration::from_secs(10)))
     );
     assert_eq!(
@@ -190,7 +190,43 @@ fn the_full_example_loads_as_it_is_meant() {
         .iter()
         .map(|endpoint| endpoint.weight)
         .collect();
-    assert_eq!(weights, [1, 2]);
+    assert_eq!(weights, [1, 2, 1]);
+    let orders = &config.upstreams[0];
+    let limits = orders.endpoints.iter();
+    let limits: Vec<_> = limits.map(|one| (one.calls_max, one.is_backup)).collect();
+    assert_eq!(limits, [(None, false), (Some(20), false), (None, true)]);
+    assert_eq!(
+        orders.balance,
+        Balance::Maglev(Hashing {
+            key: Attribute::Capture("id".into()),
+            load_percent_max: Some(125)
+        })
+    );
+    assert_eq!(
+        (
+            orders.calls_max,
+            orders.endpoint_calls_max,
+            orders.queue.pending_max,
+            orders.queue.wait
+        ),
+        (Some(200), Some(50), Some(100), Some(Duration::from_secs(2)))
+    );
+    let sticky = orders.sticky.as_ref().expect("a cookie");
+    assert_eq!(
+        (&*sticky.cookie, &*sticky.path, sticky.ttl),
+        ("node", "/orders", Some(Duration::from_secs(3600)))
+    );
+    assert_eq!(
+        (sticky.is_secure, sticky.same_site, sticky.is_http_only),
+        (Some(true), SameSite::Strict, false)
+    );
+    assert!(sticky.key.is_some());
+    assert_eq!(
+        config.upstreams[1].balance,
+        Balance::LeastRequest {
+            candidates: u32::MAX
+        }
+    );
     assert_eq!(
         config.datapath.nat.as_ref().map(|nat| nat.ports),
         Some((20_000, 59_999))
@@ -455,4 +491,36 @@ fn each_example_in_the_documentation_is_a_good_configuration() {
         }
     }
     assert!(count > 1, "{count} examples");
+}
+
+#[test]
+fn what_the_dns_says_must_fit_the_listeners_that_forward_there() {
+    let text = |via: &str| {
+        format!(
+            "[datapath]\ninterfaces = [\"eth0\"]\n\
+             nat = {{ source = [\"192.0.2.1\"], ports = \"20000-29999\" }}\n\
+             tunnel = {{ source = [\"192.0.2.1\"] }}\n\
+             [[listener]]\nname = \"one\"\naddress = \"203.0.113.1:443\"\n\
+             forward = {{ upstream = \"u\", via = \"{via}\" }}\n\
+             [[upstream]]\nname = \"u\"\nendpoints = [\"app.test:443\", {{ srv = \"_https._tcp.app.test\" }}]\n"
+        )
+    };
+    let refuses = |via: &str, address: &str| {
+        let loaded = load_text(&text(via)).expect("a good configuration");
+        let address = address.parse().expect("an address");
+        let endpoints = [Endpoint::new(address, 1)];
+        let refused = loaded.config.refuse_endpoints(0, &endpoints, Some(address));
+        refused.is_some()
+    };
+    assert!(!refuses("ipip", "10.0.0.1:443"));
+    assert!(refuses("ipip", "[2001:db8::1]:443"), "no source for IPv6");
+    assert!(refuses("direct", "10.0.0.1:8443"), "the port is kept");
+    assert!(!refuses("direct", "[2001:db8::1]:443"));
+    assert!(!refuses("nat", "10.0.0.1:8443"));
+    assert!(
+        !refuses("nat", "[2001:db8::1]:8443"),
+        "an address of the other family may come tomorrow"
+    );
+    let other_port = text("direct").replace("app.test:443", "app.test:8443");
+    assert!(load_text(&other_port).is_err());
 }

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config, DatapathMode, Diagnostic, ListenerMode, Loaded, Reader};
+use crate::config::{
+    self, Config, DatapathMode, Diagnostic, ListenerMode, Loaded, ProbeKind, Reader,
+};
 use crate::tls;
 use crate::tunable::Origin;
 
@@ -43,11 +45,25 @@ pub fn load(reader: &dyn Reader, main: &Path, flags: &Flags) -> Result<Loaded, V
         }
     }
     faults.extend(forwards_nowhere(&loaded.config));
+    faults.extend(trusts_nobody(&loaded.config));
     if faults.is_empty() {
         Ok(loaded)
     } else {
         Err(faults)
     }
+}
+
+/// Probes over TLS that could believe no endpoint.
+fn trusts_nobody(config: &Config) -> Vec<Diagnostic> {
+    let fault = |upstream: &config::Upstream| {
+        let ProbeKind::Http(http) = &upstream.probe.as_ref()?.kind else {
+            return None;
+        };
+        let error = tls::Connector::new(http.tls.as_ref()?).err()?;
+        let message = format!("the probe of `{}` trusts nobody: {error}", upstream.name);
+        Some(Diagnostic::error(message).at(&upstream.at))
+    };
+    config.upstreams.iter().filter_map(fault).collect()
 }
 
 /// Whether the configuration asks for a kernel half.
@@ -141,5 +157,26 @@ mod tests {
     fn forwarding_with_the_datapath_off_is_refused_by_name() {
         let bad = loaded(&flags(&[], Some("off"))).expect_err("nothing would forward");
         assert!(bad[0].message.contains("`echo`"), "{bad:?}");
+    }
+
+    #[test]
+    fn an_authority_that_is_none_is_refused_with_the_upstream_whose_probe_needs_it() {
+        let text = "
+            [[listener]]
+            name = \"web\"
+            address = \"127.0.0.1:80\"
+            [[route]]
+            match = { path = \"/*\" }
+            upstream = \"app\"
+            [[upstream]]
+            name = \"app\"
+            endpoints = [\"10.0.0.1:443\"]
+            probe = { https = \"/\", ca = \"ca.pem\" }
+        ";
+        let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let files = Bundle::of_files([("/c/sluice.toml", text), ("/c/ca.pem", broken)]);
+        let bad = load(&files, Path::new("/c/sluice.toml"), &Flags::default());
+        let bad = bad.expect_err("nobody would be believed");
+        assert!(bad[0].message.contains("/c/ca.pem"), "{bad:?}");
     }
 }

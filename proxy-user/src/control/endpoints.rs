@@ -89,7 +89,7 @@ impl Changes {
         self.0.get(upstream).cloned().unwrap_or_default()
     }
 
-    /// Keeps the changes of one upstream.
+    /// Whether there is room for these changes of one upstream.
     ///
     /// # Errors
     /// There are too many of all.
@@ -217,17 +217,10 @@ impl OfUpstream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Balance, Origin};
 
     fn upstream(ports: &[u16]) -> config::Upstream {
         let endpoint = |port: &u16| Endpoint::new(at(*port), 1);
-        config::Upstream {
-            name: "app".to_owned(),
-            balance: Balance::RoundRobin,
-            endpoints: ports.iter().map(endpoint).collect(),
-            probe: None,
-            at: Origin::Default,
-        }
+        config::Upstream::new("app", ports.iter().map(endpoint).collect())
     }
 
     fn at(port: u16) -> SocketAddr {

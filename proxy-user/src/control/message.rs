@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::configuration::Flags;
 use super::endpoints::Changes;
+use super::names::Remembered;
 use crate::config::{Bundle, Diagnostic};
 use crate::datapath::{Interface, Names};
 use crate::tunable::NetBackend;
@@ -78,6 +79,8 @@ pub struct Start {
 pub struct Memory {
     /// Ids in the maps.
     pub names: Names,
+    /// What the DNS said last of each name.
+    pub resolved: Remembered,
     /// Tunables that were set at run time.
     pub runtime: Vec<(String, String)>,
     /// Endpoints that were changed at run time.

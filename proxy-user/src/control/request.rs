@@ -40,6 +40,17 @@ pub enum SysctlRequest {
     },
 }
 
+impl Request {
+    /// Whether it makes another snapshot of the one in force.
+    pub fn changes_snapshot(&self) -> bool {
+        match self {
+            Self::Sysctl(request, _) => matches!(request, SysctlRequest::Write { .. }),
+            Self::Endpoint(..) => true,
+            _ => false,
+        }
+    }
+}
+
 /// How others ask.
 #[derive(Clone, Debug)]
 pub struct Handle {

@@ -3,7 +3,9 @@
 mod answer;
 mod apply;
 mod endpoints;
+mod health;
 mod learn;
+mod names;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -18,10 +20,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::access_log::AccessLog;
 use super::bans::Bans;
+use super::ejections::Ejections;
 use super::endpoints::Changes;
 use super::message::{Memory, Start, ToKeeper};
+use super::names::Names;
 use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
+use super::request::Request;
 use super::{WorkerThread, channel};
 use crate::config::Diagnostic;
 use crate::datapath::{Interface, Writer};
@@ -54,6 +59,10 @@ pub struct Control {
     offences: Offences,
     workers: Vec<WorkerThread>,
     probes: Option<Probes>,
+    names: Option<Names>,
+    ejections: Ejections,
+    /// How far endpoints that start slowly were when the rings of an upstream, by its index, were made.
+    steps: BTreeMap<usize, Vec<u32>>,
     /// The generation in force.
     snapshot: Option<Arc<Snapshot>>,
     certificates: Vec<([String; 2], i64)>,
@@ -64,6 +73,8 @@ pub struct Control {
     changes: Changes,
     /// A generation that is not in force yet.
     incoming: Option<Incoming>,
+    /// Requests to change the generation in force, which wait until it is decided which one that is.
+    deferred: Vec<Request>,
     /// Upstreams, by index, some of whose endpoints are new and not reached yet; and until when they are sought.
     sought: BTreeMap<usize, Instant>,
     reloads: Vec<oneshot::Sender<Result<u64, Vec<Diagnostic>>>>,
@@ -106,10 +117,14 @@ impl Control {
             offences: Offences::default(),
             workers: Vec::new(),
             probes: None,
+            names: None,
+            ejections: Ejections::default(),
+            steps: BTreeMap::new(),
             snapshot: None,
             certificates: Vec::new(),
             changes: Changes::default(),
             incoming: None,
+            deferred: Vec::new(),
             sought: BTreeMap::new(),
             reloads: Vec::new(),
             ending: None,
@@ -225,6 +240,11 @@ impl Control {
             names,
             runtime,
             endpoints: self.changes.clone(),
+            resolved: self
+                .names
+                .as_ref()
+                .map(Names::remembered)
+                .unwrap_or_default(),
             bans,
         };
         if memory != self.remembered && self.say(&ToKeeper::Remember(memory.clone())).is_ok() {

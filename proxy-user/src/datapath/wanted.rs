@@ -13,8 +13,9 @@ use crate::config::{
     AllDown, Config, Fragments, ListenAddress, ListenerMode, Nearness, PolicyKind, Protocol,
     UdpFlows, Via, prefixes,
 };
+use crate::offload::now_ns;
 use crate::tunable::Tunables;
-use crate::upstream::Upstream;
+use crate::upstream::{Endpoint, Upstream};
 
 /// Which endpoints stand in a ring: those of one upstream, of one family or of both, and what when all are down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,14 +116,22 @@ impl RingOf {
         upstream: Option<&Upstream>,
         is_reached: impl Fn(IpAddr) -> bool,
     ) -> WantedUpstream {
-        let of_family = upstream
-            .iter()
-            .flat_map(|upstream| &upstream.endpoints)
-            .filter(|endpoint| self.v4.is_none_or(|v4| endpoint.address.is_ipv4() == v4));
-        let endpoints = of_family.map(|endpoint| WantedEndpoint {
-            address: endpoint.address,
-            weight: endpoint.weight,
-            healthy: endpoint.health().is_healthy() && is_reached(endpoint.address.ip()),
+        let is_of_family = |endpoint: &&Endpoint| {
+            let is_v4 = endpoint.address.is_ipv4();
+            self.v4.is_none_or(|v4| is_v4 == v4)
+        };
+        let now_ns = now_ns();
+        let of_ring = upstream.iter().flat_map(|upstream| &upstream.endpoints);
+        let of_ring = of_ring.filter(is_of_family);
+        let is_backup: Vec<bool> = of_ring.map(|endpoint| endpoint.is_backup).collect();
+        let endpoints = upstream.iter().flat_map(|upstream| {
+            let endpoints = upstream.endpoints.iter();
+            let of_family = endpoints.filter(is_of_family);
+            of_family.map(|endpoint| WantedEndpoint {
+                address: endpoint.address,
+                weight: upstream.weight_in_ring(endpoint, now_ns),
+                healthy: upstream.believes_in(endpoint) && is_reached(endpoint.address.ip()),
+            })
         });
         let mut ring = WantedUpstream {
             // A name of the configuration's has no space in it.
@@ -139,6 +148,9 @@ impl RingOf {
         };
         if self.all_down == AllDown::LastKnown {
             keep_when_all_are_down(&mut ring);
+        }
+        if upstream.is_none_or(|upstream| !upstream.is_helped()) {
+            relieve(&mut ring, &is_backup);
         }
         ring
     }
@@ -255,6 +267,17 @@ fn rules(config: &Config) -> Vec<String> {
         .collect()
 }
 
+/// Endpoints that stand in have no slots as long as one of every day has.
+fn relieve(ring: &mut WantedUpstream, is_backup: &[bool]) {
+    let mut pairs = ring.endpoints.iter().zip(is_backup);
+    if pairs.any(|(endpoint, is_backup)| endpoint.healthy && endpoint.weight > 0 && !is_backup) {
+        let backups = ring.endpoints.iter_mut().zip(is_backup);
+        backups
+            .filter(|(_, is_backup)| **is_backup)
+            .for_each(|(endpoint, _)| endpoint.healthy = false);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -267,7 +290,7 @@ mod tests {
         let files = Bundle::of_files([("/c/s.toml", text)]);
         let loaded = load(&files, Path::new("/c/s.toml"))
             .unwrap_or_else(|diagnostics| panic!("{diagnostics:?}"));
-        let upstreams = upstream::build(&loaded.config, 1, None);
+        let upstreams = upstream::build(&loaded.config, 1, 7, None);
         for endpoint in upstreams.iter().flat_map(|upstream| &upstream.endpoints) {
             endpoint.health().record(is_healthy(endpoint.address), 1, 1);
         }
@@ -309,6 +332,25 @@ mod tests {
         );
         let wanted = wanted_of(kept, none);
         assert_ne!(wanted.upstreams[0].name, wanted.upstreams[1].name);
+    }
+
+    #[test]
+    fn endpoints_that_stand_in_have_slots_only_while_no_other_has() {
+        let healthy = |all_down: &str, is_healthy: &dyn Fn(u16) -> bool| {
+            let text = format!(
+                "[datapath]\ninterfaces = [\"eth0\"]\n\
+                 [[listener]]\nname = \"one\"\naddress = \"203.0.113.1:*/udp\"\n\
+                 forward = {{ upstream = \"u\", via = \"direct\"{all_down} }}\n\
+                 [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:1\", \"10.0.0.1:2\", \
+                 {{ address = \"10.0.0.1:3\", backup = true }}]\n"
+            );
+            healthy(&wanted_from(text, |at| is_healthy(at.port())))
+        };
+        assert_eq!(healthy("", &|_| true), [[true, true, false]]);
+        assert_eq!(healthy("", &|port| port > 1), [[false, true, false]]);
+        assert_eq!(healthy("", &|port| port > 2), [[false, false, true]]);
+        let kept = ", all_down = \"last_known\"";
+        assert_eq!(healthy(kept, &|_| false), [[true, true, false]]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::snapshot::Snapshot;
 pub use bans::Ban;
 pub use counts::Counts;
 use entry::{bits, change, key_of, prefix_of, reset, trie_key};
+use reach::SegmentLimit;
 use retire::Retired;
 
 /// The rule of what an operator bans by hand.
@@ -72,6 +73,8 @@ pub struct Writer {
     endpoint_signs: Counters<abi::Signs>,
     network: Network,
     neighbours: Neighbours,
+    /// Which segments SYNs may announce by what stands in the map; `None` before that is known.
+    segment_limit: Option<SegmentLimit>,
     /// How each endpoint is reached by what stands in the map.
     reaches: BTreeMap<u16, Reach>,
     interfaces: Vec<u32>,
@@ -134,6 +137,7 @@ impl Writer {
             endpoint_signs: maps.counters(name::ENDPOINT_SIGNS)?,
             network: Network::open().context("open a netlink socket")?,
             neighbours: Neighbours::default(),
+            segment_limit: None,
             reaches: BTreeMap::new(),
             interfaces,
             in_force: None,
@@ -274,6 +278,7 @@ impl Writer {
             Ok(()) => self.state = next,
             Err(error) => return Err(self.take_back(error)),
         }
+        self.limit_segments(&snapshot.tunables)?;
         self.in_force = Some(InForce {
             wanted,
             rings,

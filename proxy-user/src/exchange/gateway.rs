@@ -13,6 +13,7 @@ use crate::call::Caller;
 use crate::metric;
 use crate::net;
 use crate::offload::Cells;
+use crate::overload::Overload;
 use crate::report::{Report, Sender};
 use crate::snapshot::Snapshot;
 
@@ -29,6 +30,7 @@ pub struct Gateway {
     caller: Caller,
     cells: Arc<Cells>,
     metrics: Arc<metric::Worker>,
+    overload: Overload,
     reports: Sender,
     access_log: access_log::Log,
     date: RefCell<Date>,
@@ -67,6 +69,7 @@ impl Gateway {
             snapshot: RefCell::new(Rc::new(snapshot.clone())),
             caller: Caller::new(worker, reports.clone(), hashes.hash_one(worker)),
             cells,
+            overload: Overload::new(Arc::clone(&metrics)),
             metrics,
             reports,
             access_log,
@@ -102,6 +105,11 @@ impl Gateway {
     /// Where exchanges have their lines.
     pub fn access_log(&self) -> &access_log::Log {
         &self.access_log
+    }
+
+    /// What is left off for now.
+    pub fn overload(&self) -> &Overload {
+        &self.overload
     }
 
     pub(super) fn cells(&self) -> &Cells {

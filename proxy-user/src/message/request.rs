@@ -51,6 +51,11 @@ impl Method {
             Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options
         )
     }
+
+    /// A body means something (RFC 9110 section 9.3); of the others some origins read none, and take it for the next request.
+    fn defines_content(self) -> bool {
+        !matches!(self, Self::Get | Self::Head | Self::Delete | Self::Options)
+    }
 }
 
 impl RequestHead {
@@ -186,6 +191,12 @@ impl RequestHead {
     /// `None`, `Length` or `Chunked`.
     pub fn framing(&self) -> Framing {
         self.framing
+    }
+
+    /// Any origin finds the end of this request where it is. Behind one with a body that its method gives no meaning, an
+    /// origin may answer what the body says, and its connection is nobody else's.
+    pub fn ends_surely(&self) -> bool {
+        matches!(self.framing, Framing::None | Framing::Length(0)) || self.method.defines_content()
     }
 
     /// The client lets the connection live after this exchange.

@@ -1,5 +1,7 @@
 //! The registry as Prometheus reads it: each name, its help and its type, once and here.
 
+mod health;
+
 use std::fmt::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,18 +32,41 @@ pub struct Outside {
     pub listener_traffic: Vec<(String, u64, u64)>,
     /// Packets and bytes that the kernel half sent to each endpoint (upstream, endpoint).
     pub endpoint_traffic: Vec<([String; 2], u64, u64)>,
+    /// Whether the breaker of each upstream that has one is open, and how often it has opened.
+    pub breakers: Vec<(String, bool, u64)>,
     /// Flows in the kernel's table.
     pub flow_entries: Option<u64>,
     /// Slots of the kernel's rings that keep an earlier owner.
     pub slots_shared: Option<u64>,
     /// Sources banned now.
     pub bans: Option<u64>,
+    /// Calls under way to each endpoint (upstream, endpoint).
+    pub calls_active: Vec<([String; 2], u64)>,
+    /// Those who wait for room at upstreams with limits.
+    pub queues: Vec<Waiting>,
     /// Packets dropped for each rule that can ban.
     pub rule_drops: Vec<(String, u64)>,
     /// Listener, file and end of validity (seconds since 1970) of each certificate.
     pub certificates: Vec<([String; 2], i64)>,
+    /// Names of endpoints, how many addresses each has, and whether the last answer was a good one.
+    pub names: Vec<(String, u64, bool)>,
     /// Seconds since 1970 at which the daemon started.
     pub start_time_seconds: u64,
+}
+
+/// Requests that wait, or waited, for room at an upstream.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pub upstream: String,
+    /// Now.
+    pub pending: u64,
+    /// Since the upstream came into the configuration: those that had to wait, those that found too many waiting, those
+    /// that waited in vain.
+    pub queued: u64,
+    pub full: u64,
+    pub late: u64,
+    /// What all waited together, in microseconds.
+    pub waited_us: u64,
 }
 
 /// Encodes all as OpenMetrics 1.0 text.
@@ -71,9 +96,14 @@ impl Collector for All {
         page.control(&self.registry, &self.outside)?;
         page.workers(&self.registry.workers)?;
         page.log(&self.registry)?;
+        page.overload(&self.registry)?;
         page.listeners(&self.registry.listeners)?;
         page.routes(&self.registry.routes)?;
         page.endpoints(&self.registry.endpoints)?;
+        page.queues(&self.outside)?;
+        page.health(&self.registry)?;
+        page.names(&self.registry, &self.outside)?;
+        page.breakers(&self.outside)?;
         page.datapath(&self.outside)
     }
 }
@@ -217,6 +247,47 @@ impl Page<'_> {
         )
     }
 
+    fn overload(&mut self, registry: &Registry) -> Result<(), Error> {
+        const SIGNALS: [&str; 3] = ["descriptors", "memory", "lag"];
+        const STAGES: [&str; 5] = ["none", "lean", "close", "refuse", "rest"];
+        let worst = registry.overload();
+        let mut family = self.family(
+            "overload_used_percent",
+            "How much is used of what there is, in the worst worker.",
+            MetricType::Gauge,
+        )?;
+        for (signal, (used_percent, _)) in SIGNALS.iter().zip(&worst) {
+            family
+                .encode_family(&[("signal", *signal)])?
+                .encode_gauge(used_percent)?;
+        }
+        let mut family = self.family(
+            "overload_stage",
+            "What is left off, in the worst worker: 0 nothing, 1 large buffers, 2 keep-alive, 3 requests, 4 connections.",
+            MetricType::Gauge,
+        )?;
+        for (signal, (_, stage)) in SIGNALS.iter().zip(&worst) {
+            family
+                .encode_family(&[("signal", *signal)])?
+                .encode_gauge(stage)?;
+        }
+        let mut family = self.family(
+            "overload_entered",
+            "Times that a worker entered a stage.",
+            MetricType::Counter,
+        )?;
+        for (index, signal) in SIGNALS.into_iter().enumerate() {
+            for (stage, name) in STAGES.into_iter().enumerate() {
+                let workers = registry.workers.iter();
+                let count = workers
+                    .map(|worker| worker.overload[index].entered[stage].value())
+                    .sum();
+                counted(&mut family, &[("signal", signal), ("stage", name)], count)?;
+            }
+        }
+        Ok(())
+    }
+
     fn listeners(&mut self, listeners: &Series<[String; 1], Listener>) -> Result<(), Error> {
         let listeners = locked(listeners);
         type Part = fn(&ListenerShard) -> u64;
@@ -295,18 +366,53 @@ impl Page<'_> {
         Ok(())
     }
 
+    fn breakers(&mut self, outside: &Outside) -> Result<(), Error> {
+        let mut family = self.family(
+            "upstream_breaker_open",
+            "1 while nobody is asked because too many calls failed.",
+            MetricType::Gauge,
+        )?;
+        for (upstream, is_open, _) in &outside.breakers {
+            family
+                .encode_family(&[("upstream", upstream)])?
+                .encode_gauge(&u64::from(*is_open))?;
+        }
+        let mut family = self.family(
+            "upstream_breaker_opened",
+            "Times the breaker has opened.",
+            MetricType::Counter,
+        )?;
+        for (upstream, _, opened) in &outside.breakers {
+            counted(&mut family, &[("upstream", upstream)], *opened)?;
+        }
+        Ok(())
+    }
+
     fn endpoints(&mut self, endpoints: &Series<[String; 2], Endpoint>) -> Result<(), Error> {
         let endpoints = locked(endpoints);
         type Part = fn(&EndpointShard) -> u64;
-        let counters: [(&str, &str, Part); 6] = [
+        let counters: [(&str, &str, Part); 9] = [
             ("upstream_calls", "Calls begun.", |e| e.calls.value()),
             (
                 "upstream_failures",
-                "Calls that did not bring a whole response.",
+                "Calls without a whole response, or with one that counts as a failure.",
                 |e| e.failures.value(),
             ),
             ("upstream_retries", "Calls that were tried again.", |e| {
                 e.retries.value()
+            }),
+            (
+                "upstream_retries_denied",
+                "Calls not tried again because the retry budget was spent.",
+                |e| e.retries_denied.value(),
+            ),
+            (
+                "upstream_hedges",
+                "Calls begun because the one before took long.",
+                |e| e.hedges.value(),
+            ),
+            ("upstream_hedges_won", "Hedges that answered first.", |e| {
+                e.hedges_won.value()
             }),
             ("upstream_connects", "Connections opened.", |e| {
                 e.connects.value()
@@ -338,16 +444,48 @@ impl Page<'_> {
                 .encode_family(&[("upstream", upstream), ("endpoint", endpoint)])?
                 .encode_gauge(&active)?;
         }
+        Ok(())
+    }
+
+    fn queues(&mut self, outside: &Outside) -> Result<(), Error> {
         let mut family = self.family(
-            "upstream_healthy",
-            "1 while an endpoint is believed healthy.",
+            "upstream_calls_active",
+            "Calls under way.",
             MetricType::Gauge,
         )?;
-        for ([upstream, endpoint], counts) in &*endpoints {
-            let healthy = u64::from(counts.healthy.load(Relaxed));
+        for ([upstream, endpoint], active) in &outside.calls_active {
             family
                 .encode_family(&[("upstream", upstream), ("endpoint", endpoint)])?
-                .encode_gauge(&healthy)?;
+                .encode_gauge(&(*active as i64))?;
+        }
+        let help = "Requests that wait for room at an upstream with limits.";
+        let mut family = self.family("upstream_pending", help, MetricType::Gauge)?;
+        for queue in &outside.queues {
+            family
+                .encode_family(&[("upstream", &queue.upstream)])?
+                .encode_gauge(&(queue.pending as i64))?;
+        }
+        let help = "Requests that had to wait for room.";
+        let mut family = self.family("upstream_queued", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            counted(&mut family, &[("upstream", &queue.upstream)], queue.queued)?;
+        }
+        let help =
+            "Requests for which there was no room: too many waited, or they waited too long.";
+        let mut family = self.family("upstream_queue_refused", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            for (reason, count) in [("full", queue.full), ("timeout", queue.late)] {
+                let labels = [("upstream", queue.upstream.as_str()), ("reason", reason)];
+                counted(&mut family, &labels, count)?;
+            }
+        }
+        let help = "What requests waited for room and found it, all together.";
+        let mut family = self.family("upstream_queue_wait_seconds", help, MetricType::Counter)?;
+        for queue in &outside.queues {
+            let seconds = queue.waited_us as f64 / 1e6;
+            family
+                .encode_family(&[("upstream", &queue.upstream)])?
+                .encode_counter::<NoLabelSet, _, u64>(&seconds, None)?;
         }
         Ok(())
     }
@@ -477,6 +615,15 @@ mod tests {
         let outside = Outside {
             verdicts: vec![("serve", 3)],
             bans: Some(1),
+            calls_active: vec![(["app".to_owned(), "10.0.0.1:80".to_owned()], 4)],
+            queues: vec![Waiting {
+                upstream: "app".to_owned(),
+                pending: 2,
+                queued: 9,
+                full: 1,
+                late: 3,
+                waited_us: 1_500_000,
+            }],
             ..Outside::default()
         };
         let text = registry.text(outside);
@@ -505,6 +652,12 @@ mod tests {
             r#"sluice_listener_connections_active{listener="web"} 2"#,
             r#"sluice_datapath_packets_total{verdict="serve"} 3"#,
             "sluice_guard_bans 1",
+            r#"sluice_upstream_calls_active{upstream="app",endpoint="10.0.0.1:80"} 4"#,
+            r#"sluice_upstream_pending{upstream="app"} 2"#,
+            r#"sluice_upstream_queued_total{upstream="app"} 9"#,
+            r#"sluice_upstream_queue_refused_total{upstream="app",reason="full"} 1"#,
+            r#"sluice_upstream_queue_refused_total{upstream="app",reason="timeout"} 3"#,
+            r#"sluice_upstream_queue_wait_seconds_total{upstream="app"} 1.5"#,
         ] {
             assert!(
                 text.lines().any(|line| line == wanted),

@@ -1,4 +1,4 @@
-//! Futures inside of a task: the first of two, one that may panic, one that is not waited for.
+//! Futures inside of a task: the first of two, one that may panic, one that is not waited for, one with memory of its own.
 //!
 //! They are structs and not `async fn`s, whose state would hold each future twice: as argument, and pinned. An idle
 //! connection is as large as the largest state of its task.
@@ -35,6 +35,12 @@ pub fn select<A: Future, B: Future>(left: A, right: B) -> Select<A, B> {
 /// What it panicked with. What it had borrowed may be left half changed.
 pub fn caught<F: Future>(future: F) -> Caught<F> {
     Caught { future }
+}
+
+/// Makes a future where it shall lie on the heap. `Box::pin` would make it elsewhere and copy all of its bytes, most of which say
+/// nothing yet.
+pub fn boxed<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
 }
 
 /// Asks a future once, and drops it: its output if that is there at once. The task is woken later all the same.

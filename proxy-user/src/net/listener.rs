@@ -77,6 +77,16 @@ impl Listener {
         }
     }
 
+    /// Accepts nothing more until [`Self::accept`] is called again: who comes meanwhile waits in the kernel. Who was accepted
+    /// and not yet taken waits here.
+    pub fn pause(&self) {
+        let mut state = self.accepting.state.borrow_mut();
+        if let (false, Some(token)) = (state.cancelled, state.token) {
+            state.cancelled = true;
+            self.accepting.core.cancel(token);
+        }
+    }
+
     /// Where it listens.
     pub fn local(&self) -> SocketAddr {
         self.accepting.local

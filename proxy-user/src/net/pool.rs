@@ -15,17 +15,20 @@ use std::{
 };
 
 use io_uring::types::BufRingEntry;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, UncheckedAdvice};
 
 use super::chunk::Chunk;
 
 /// How many buffers the kernel's ring holds at first; doubled whenever it runs dry while others wait on the stack.
 const RING_FIRST: u16 = 32;
 
+/// Pages are not larger on any machine that Sluice runs on by default; smaller ones divide it.
+const PAGE_BYTES_MAX: usize = 4096;
+
 /// Equal buffers, one range of memory, each either the kernel's, on the stack, or shared by [`Chunk`]s.
 pub(super) struct Pool {
     /// Keeps the buffers mapped; read and written through `base` only.
-    _memory: MmapMut,
+    memory: MmapMut,
     base: NonNull<u8>,
     buffer_bytes: u32,
     buffers: u16,
@@ -71,7 +74,7 @@ impl Pool {
         let base = NonNull::from(&mut memory[..]).cast::<u8>();
         let ring = MmapMut::map_anon(usize::from(buffers) * size_of::<BufRingEntry>())?;
         Ok(Self {
-            _memory: memory,
+            memory,
             base,
             buffer_bytes,
             buffers,
@@ -175,6 +178,31 @@ impl Pool {
         }
     }
 
+    /// Gives the pages of the buffers that nobody holds back to the system; the next who needs one gets them anew, zeroed.
+    /// What the kernel's ring holds comes back by and by, as it is received into.
+    pub(super) fn trim(&self) {
+        let mut ring = self.ring.borrow_mut();
+        // Without a ring there is nothing to fill, and it stays so.
+        ring.target = ring.target.min(RING_FIRST);
+        drop(ring);
+        let mut free = self.stack.borrow().clone();
+        free.sort_unstable();
+        let buffer_bytes = self.buffer_bytes as usize;
+        for run in free.chunk_by(|before, after| before + 1 == *after) {
+            let (offset, len) = (usize::from(run[0]) * buffer_bytes, run.len() * buffer_bytes);
+            // SAFETY: these buffers are on the stack, so neither the kernel nor a chunk knows of them, and none of their bytes
+            // is ever read before the kernel has written it. A page that holds a part of another buffer is not: sizes are
+            // checked to be whole pages.
+            let advised = buffer_bytes.is_multiple_of(PAGE_BYTES_MAX).then(|| unsafe {
+                self.memory
+                    .unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len)
+            });
+            if !matches!(advised, Some(Ok(()))) {
+                return;
+            }
+        }
+    }
+
     fn address(&self, buffer: u16) -> NonNull<u8> {
         debug_assert!(
             buffer < self.buffers,
@@ -268,6 +296,23 @@ mod tests {
         drop(pool.received(3, 10));
         let again = pool.take().map(|(buffer, _)| buffer);
         assert_eq!(again, Some(3), "the one that was used last");
+        Ok(())
+    }
+
+    #[test]
+    fn trimming_takes_the_pages_of_free_buffers_and_leaves_those_in_use() -> io::Result<()> {
+        let pool = Rc::new(Pool::with_ring(64, 16 << 10)?);
+        pool.commit();
+        for buffer in 0..64 {
+            // SAFETY: the buffer lies in the mapping, and nobody else knows of it in this test.
+            unsafe { pool.address(buffer).as_ptr().write_bytes(7, 16 << 10) };
+        }
+        let held = pool.received(31, 10);
+        pool.trim();
+        assert_eq!(*held, [7; 10]);
+        let free = *pool.stack.borrow().first().expect("a free one");
+        // SAFETY: as above.
+        assert_eq!(unsafe { pool.address(free).as_ptr().read() }, 0);
         Ok(())
     }
 

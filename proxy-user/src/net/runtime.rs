@@ -48,6 +48,8 @@ pub(super) struct Core {
     pub(super) timers: RefCell<Wheel<Waker>>,
     now: Cell<Instant>,
     turns: Cell<u64>,
+    /// Connections keep little unread.
+    lean: Cell<bool>,
     /// To be woken at the next turn.
     yielded: RefCell<Vec<Waker>>,
     /// Sockets whose receive ended because there was no buffer, in the order in which they shall go on.
@@ -118,6 +120,23 @@ pub fn turns() -> u64 {
     CURRENT.with_borrow(|current| current.as_ref().map_or(0, |core| core.turns.get()))
 }
 
+/// Has the connections of this worker keep little unread from now on, or as much as the settings say: what comes on top
+/// waits in the kernel, or with its sender.
+///
+/// # Panics
+/// Outside of [`run`].
+pub fn keep_lean(lean: bool) {
+    current().lean.set(lean);
+}
+
+/// Gives the memory of receive buffers that are not in use back to the system.
+///
+/// # Panics
+/// Outside of [`run`].
+pub fn trim() {
+    current().pool.trim();
+}
+
 /// The runtime of this thread.
 ///
 /// # Panics
@@ -166,6 +185,7 @@ impl Core {
             timers: RefCell::new(Wheel::new(now)),
             now: Cell::new(now),
             turns: Cell::new(0),
+            lean: Cell::new(false),
             yielded: RefCell::default(),
             starved: RefCell::default(),
         }))
@@ -189,6 +209,18 @@ impl Core {
 
     pub(super) fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    /// With so many buffers unread, a connection stops receiving.
+    pub(super) fn inbox_high_buffers(&self) -> usize {
+        let settings = &self.settings;
+        if self.lean.get() {
+            settings
+                .inbox_high_buffers
+                .min(settings.inbox_low_buffers + 1)
+        } else {
+            settings.inbox_high_buffers
+        }
     }
 
     pub(super) fn cancel(&self, token: u64) {

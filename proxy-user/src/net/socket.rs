@@ -229,7 +229,7 @@ impl Socket {
                 errno => inbound.finish(End::Failed(errno)),
             },
         }
-        if inbound.inbox.len() >= settings.inbox_high_buffers {
+        if inbound.inbox.len() >= self.core.inbox_high_buffers() {
             inbound.cancel(&self.core);
         } else if inbound.inbox.len() <= settings.inbox_low_buffers {
             self.arm(&mut inbound);

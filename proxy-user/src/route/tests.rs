@@ -27,6 +27,7 @@ fn config(listeners: usize, routes: Vec<Route>) -> Config {
         routes,
         policies: Vec::new(),
         upstreams: Vec::new(),
+        resolver: crate::config::Resolver::default(),
         tunables: Vec::new(),
     }
 }
@@ -68,8 +69,9 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
             headers: Vec::new(),
             body: [].into(),
         },
-        exchange_timeout: None,
-        retries: Some(0),
+        timeout: Default::default(),
+        retry: Default::default(),
+        hedge: None,
         at: Origin::Default,
     }
 }

@@ -173,6 +173,16 @@ words! {
     }
 }
 
+words! {
+    /// What becomes of the segment size that SYNs announce by NAT.
+    MssClamp {
+        /// It is lowered to what the links of both ways take.
+        Auto = "auto",
+        /// It stays as it is.
+        Off = "off",
+    }
+}
+
 tree! {
     net: Net {
         backend: word[NetBackend] Restart "What moves bytes to and from the kernel: uring, epoll, or auto, which is epoll where io_uring is refused.";
@@ -191,6 +201,7 @@ tree! {
         chunk_extension_bytes_max: bytes[4 * KIB, 0, 64 * KIB] Live "Bytes of chunk extensions in one body; 400 beyond.";
         drain_bytes_max: bytes[64 * KIB, 0, 16 * MIB] Live "Rest of a refused request's body that is read so that its connection can live on.";
         encoded_slash: word[EncodedSlash] Live "What becomes of %2F in a path: refuse, keep or decode.";
+        exchange_timeout: duration[0, 0, DAY] Live "Longest time for a whole exchange behind the head of its request, where its route names none; 504 beyond, 0s = any.";
         exchanges_per_connection_max: count[10_000, 1, 1_000_000_000] Live "Exchanges on one connection before it is closed.";
         field_bytes_max: bytes[16 * KIB, 64, 64 * KIB] Live "Largest field, name and value together; 431 beyond.";
         fields_max: count[100, 1, 256] Live "Fields in one head; 431 beyond.";
@@ -207,19 +218,33 @@ tree! {
     }
     upstream: Upstream {
         connect_timeout: duration[5 * S, 10 * MS, 5 * MINUTE] Live "Longest wait for a connection to an endpoint; then another, or 504.";
+        dns_addresses_max: count[64, 1, 4096] Live "Addresses of one name, or targets of one service, that are taken; more are left out.";
+        dns_start_timeout: duration[2 * S, 0, 20 * S] Live "How long a start or a reload waits for names that were never looked up; then it goes on without.";
+        dns_timeout: duration[5 * S, 100 * MS, MINUTE] Live "Longest wait for one answer of the DNS; what was known stays.";
+        dns_ttl_max: duration[5 * MINUTE, S, DAY] Live "A name is looked up again after so long, even if its TTL is longer.";
+        dns_ttl_min: duration[S, S, HOUR] Live "A name is not looked up again before so long, even if its TTL is shorter.";
         endpoints_max: count[4096, 1, 65_536] Live "Endpoints of one upstream up to which commands may add to it.";
         failed_hold: duration[10 * S, 0, HOUR] Live "How long an endpoint that refused a connection is left out while another one is there.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a response; 502 beyond.";
         head_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the head of a response; 504 beyond.";
+        body_rate_min: byte_rate[0, 0, GIB] Live "Slowest average at which a response's body may come; 0B/s = any.";
         body_timeout: duration[60 * S, 10 * MS, HOUR] Live "Longest wait for the next bytes of a response's body.";
         idle_connections_max: count[1024, 0, 100_000] Live "Idle connections kept to each endpoint by each worker.";
         idle_timeout: duration[55 * S, 100 * MS, HOUR] Live "An idle connection to an endpoint is closed after so long.";
+        pending_max: count[128, 0, 1_000_000] Live "Requests that wait for room at an upstream whose limits are reached; 503 beyond.";
+        pending_timeout: duration[S, MS, HOUR] Live "Longest wait for room at an upstream; then 503.";
+        replay_bytes_max: bytes[64 * KIB, 0, 16 * MIB] Live "A request's body up to this length is kept until the response begins, to be sent again; only where the method allows that.";
+        retries_per_second_min: count[10, 0, 100_000] Live "Retries that each worker may make to an upstream in a second whatever its traffic.";
+        retry_backoff: duration[25 * MS, 0, 60 * S] Live "Longest wait before the first retry to the same endpoints, doubled for each one after it; the wait is drawn.";
+        retry_budget_percent: count[20, 0, 100] Live "Retries and hedges that each worker may make to an upstream, of a hundred calls.";
         retries: count[1, 0, 10] Live "Tries after the first where a route names none; only for requests that are safe to repeat.";
     }
     datapath: Datapath {
         bans_max: count[size::BANS as u64, 1024, 16_777_216] Restart "Sources that can be banned at a time.";
         endpoints_max: count[size::ENDPOINTS as u64, 64, 65_536] Restart "Endpoints that the kernel half can forward to.";
-        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses that the kernel half knows.";
+        listeners_max: count[size::LISTENERS as u64, 64, 1_048_576] Restart "Listener addresses of each family that the kernel half knows: once for each port, and once more.";
+        mss_clamp: word[MssClamp] Live "Whether a SYN by NAT announces no larger segments than the links of both ways take, and than mss_max says.";
+        mss_max: bytes[65_495, 536, 65_495] Live "Largest TCP segment that a SYN by NAT may announce, where a link that this host does not know takes less than its own.";
         nat_flows_max: count[size::NAT_FLOWS as u64, 1024, 16_777_216] Restart "Flows that NAT can hold: ports of all its sources, for TCP and UDP each.";
         prefixes_max: count[size::PREFIXES as u64, 16, 65_536] Restart "Entries for listeners of more than 4096 addresses and ports: of each prefix one for each protocol, and one for what has no ports.";
         ring_pages_max: count[size::RING_PAGES as u64, 1, 65_536] Restart "Pages of 48KiB for the Maglev rings of all upstreams.";
@@ -245,6 +270,13 @@ tree! {
     }
     worker: Worker {
         count: count[0, 0, 256] Restart "Worker threads; 0 = one for each CPU.";
+        descriptors_reserve: count[64, 0, 100_000] Live "Descriptors that clients never get, for endpoints, logs and the admin socket: short of them, all are in use.";
         drain_timeout: duration[30 * S, 0, DAY] Live "How long open exchanges may take to end in a drain or a reload.";
+        lag_max: duration[500, 10 * MS, MINUTE] Live "The loop is fully used when it takes so long to come round, again and again.";
+        memory_max: bytes[0, 0, 1024 * GIB] Live "Memory that the daemon may hold; 0 = what its control group may, if that has a limit.";
+        overload_close_percent: count[88, 1, 1000] Live "With so much used of descriptors or memory, connections end with their exchange; above 100 hardly ever.";
+        overload_lean_percent: count[80, 1, 1000] Live "With so much used of descriptors or memory, buffers are small.";
+        overload_refuse_percent: count[94, 1, 1000] Live "With so much used of descriptors, memory or time, requests are refused with 503.";
+        overload_rest_percent: count[97, 1, 1000] Live "With so much used of descriptors, memory or time, no connection is accepted.";
     }
 }

@@ -150,6 +150,21 @@ pub fn parse_byte_rate(text: &str) -> Result<u64, String> {
     parse_size(size)
 }
 
+/// Parse a share: `50%`, 0 to 100 of a hundred.
+///
+/// # Errors
+/// A sentence that says what is wrong and how it is written.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').and_then(split_number);
+    match number {
+        Some((number @ 0..=100, "")) => Ok(number as u32),
+        _ => Err(format!(
+            "`{}` is no share: write it like 50% (0% to 100%)",
+            shown(text)
+        )),
+    }
+}
+
 /// Parse a rate of events: `100/s`, `5/m`, `1000/h`.
 ///
 /// # Errors

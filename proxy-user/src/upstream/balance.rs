@@ -20,7 +20,7 @@ struct Cursor(AtomicU32);
 const TURNS_MAX: u64 = 1024;
 
 /// Draws before a random choice among many dead ones walks on instead.
-const DRAWS: u32 = 4;
+const DRAWS: u32 = 16;
 
 impl Schedule {
     pub fn new(weights: &[u32], workers: usize) -> Self {
@@ -34,17 +34,12 @@ impl Schedule {
         }
     }
 
-    /// The endpoint takes new work.
-    pub fn holds(&self, endpoint: usize) -> bool {
-        self.order.contains(&(endpoint as u32))
-    }
-
     /// The next usable one for this worker. The turn goes on behind it, not behind where the search began, so that the
     /// share of a dead endpoint falls to all others and not to the one behind it.
     pub fn next(&self, worker: usize, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
         let cursor = self.cursors.get(worker).map(|cursor| &cursor.0);
         let start = cursor.map_or(0, |cursor| cursor.load(Relaxed) as usize);
-        let (turn, endpoint) = self.walk(start, is_usable)?;
+        let (turn, endpoint) = self.walk(start, |_, endpoint| is_usable(endpoint))?;
         if let Some(cursor) = cursor {
             cursor.store(turn as u32 + 1, Relaxed);
         }
@@ -53,30 +48,50 @@ impl Schedule {
 
     /// Any usable one, by weight.
     pub fn draw(&self, random: u64, is_usable: impl Fn(usize) -> bool) -> Option<usize> {
+        self.draw_turn(random, |_, endpoint| is_usable(endpoint))
+            .map(|(_, endpoint)| endpoint)
+    }
+
+    /// Any usable turn, and whose it is; all are as likely.
+    pub fn draw_turn(
+        &self,
+        random: u64,
+        is_usable: impl Fn(usize, usize) -> bool,
+    ) -> Option<(usize, usize)> {
         let mut drawn = random;
         for _ in 0..DRAWS {
             // Multiply and shift: the high bits choose, without a division.
             let turn = ((u128::from(drawn) * self.order.len() as u128) >> 64) as usize;
             let endpoint = *self.order.get(turn)? as usize;
-            if is_usable(endpoint) {
-                return Some(endpoint);
+            if is_usable(turn, endpoint) {
+                return Some((turn, endpoint));
             }
-            drawn = drawn
-                .wrapping_add(0x9e37_79b9_7f4a_7c15)
-                .wrapping_mul(0xd134_2543_de82_ef95);
+            drawn = step(drawn);
         }
         self.walk((drawn % self.order.len() as u64) as usize, is_usable)
-            .map(|(_, endpoint)| endpoint)
     }
 
     /// The first usable one from this turn on, once round.
-    fn walk(&self, start: usize, is_usable: impl Fn(usize) -> bool) -> Option<(usize, usize)> {
+    fn walk(
+        &self,
+        start: usize,
+        is_usable: impl Fn(usize, usize) -> bool,
+    ) -> Option<(usize, usize)> {
         let start = if start < self.order.len() { start } else { 0 };
         let turns = (start..self.order.len()).chain(0..start);
         turns
             .map(|turn| (turn, self.order[turn] as usize))
-            .find(|(_, endpoint)| is_usable(*endpoint))
+            .find(|(turn, endpoint)| is_usable(*turn, *endpoint))
     }
+}
+
+/// Another random number of this one: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), so that both are
+/// independent in the bits that choose.
+pub(super) fn step(random: u64) -> u64 {
+    let mixed = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// The same shares in small numbers.

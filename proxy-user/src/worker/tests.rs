@@ -1,16 +1,21 @@
 //! Whole workers on real sockets: raw clients on one side, scripted origins on the other.
 
 mod answer;
+mod balance;
 mod client;
 mod deadline;
 mod early;
 mod exchange;
+mod fault;
+mod hedge;
 mod hop;
 mod life;
 mod limit;
 mod log;
 mod origin;
 mod origin_fault;
+mod overload;
+mod retry;
 mod sluice;
 mod splice;
 mod tls;

@@ -52,7 +52,7 @@ impl Model {
         Ok(Sent {
             verdict: Verdict::Forward,
             ifindex: endpoint.ifindex,
-            bytes: write::readdressed(&passage.bytes, packet, &change),
+            bytes: write::readdressed(&passage.bytes, packet, &change, endpoint.mss_bytes),
             tags: write::vlan_tag(endpoint.vlan),
         })
     }
@@ -78,6 +78,7 @@ impl Model {
         }
         let endpoint = self.state.endpoints.get(flow.endpoint as usize);
         let endpoint = endpoint.ok_or(Verdict::Inconsistent)?;
+        let mss_bytes = endpoint.mss_bytes;
         let sender = (packet.source, packet.source_port.to_be_bytes());
         if sender != (endpoint.address, endpoint.port) {
             return Err(Verdict::NotOurs);
@@ -102,7 +103,7 @@ impl Model {
         Ok(Sent {
             verdict: Verdict::Return,
             ifindex: flow.client_ifindex,
-            bytes: write::readdressed(&passage.bytes, packet, &change),
+            bytes: write::readdressed(&passage.bytes, packet, &change, mss_bytes),
             tags: flow.client_tags.to_ne_bytes(),
         })
     }

@@ -4,7 +4,7 @@ use proxy_ebpf::abi::{Address, Endpoint};
 
 use super::read::{Part, Read};
 use super::sum::{carried, checksum};
-use crate::packet::{ICMP, ICMPV6, TCP, UDP};
+use crate::packet::{ICMP, ICMPV6, SYN, TCP, UDP};
 
 /// Hop limit of headers that we make.
 const HOP_LIMIT: u8 = 64;
@@ -57,8 +57,9 @@ pub fn with_macs(frame: &[u8], source: [u8; 6], destination: [u8; 6]) -> Vec<u8>
     [&destination, &source, &frame[12..]].concat()
 }
 
-/// The packet with other addresses and ports, one hop older, and every checksum carried over.
-pub fn readdressed(frame: &[u8], packet: &Read, change: &Change) -> Vec<u8> {
+/// The packet with other addresses and ports, one hop older, and every checksum carried over. A SYN announces segments of no
+/// more than `mss_bytes`, unless these are 0.
+pub fn readdressed(frame: &[u8], packet: &Read, change: &Change, mss_bytes: u16) -> Vec<u8> {
     let mut after = with_macs(frame, change.source_mac, change.destination_mac);
     after[if packet.v6 { 21 } else { 22 }] -= 1;
     put_addresses(
@@ -88,10 +89,38 @@ pub fn readdressed(frame: &[u8], packet: &Read, change: &Change) -> Vec<u8> {
                 packet.transport + 2,
                 &change.destination.1.to_be_bytes(),
             );
+            if packet.tcp_flags & SYN != 0 && mss_bytes != 0 {
+                lower_segment_size(&mut after, packet.transport, mss_bytes);
+            }
             carry_transport(frame, &mut after, packet, packet.transport, &pseudo);
         }
     }
     after
+}
+
+/// Of a TCP header: the first option of kind 2 among the first ten options.
+fn lower_segment_size(bytes: &mut [u8], transport: usize, limit: u16) {
+    let header_bytes = usize::from(bytes[transport + 12] >> 4) * 4;
+    let Some(mut options) = bytes.get_mut(transport + 20..transport + header_bytes) else {
+        return;
+    };
+    for _ in 0..10 {
+        let skipped = match options {
+            [2, 4, high, low, ..] => {
+                let lowered = u16::from_be_bytes([*high, *low]).min(limit);
+                [*high, *low] = lowered.to_be_bytes();
+                return;
+            }
+            [] | [0, ..] => return,
+            [1, ..] => 1,
+            [_, bytes, ..] if *bytes >= 2 => usize::from(*bytes),
+            _ => return,
+        };
+        let Some(rest) = options.get_mut(skipped..) else {
+            return;
+        };
+        options = rest;
+    }
 }
 
 /// In an error the quoted packet went the other way: its source is who is told.

@@ -1,6 +1,8 @@
 //! Reloads: all of one, or nothing.
 
 use std::net::TcpListener;
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -40,6 +42,29 @@ pub fn a_bad_reload_changes_nothing_and_says_where_it_is_wrong(stage: &mut Stage
     let metrics = sluice.metrics()?;
     ensure!(metrics.value("sluice_config_generation") == 2.0);
     ensure!(metrics.value("sluice_config_last_reload_success") == 1.0);
+    stage.end(sluice)
+}
+
+pub fn reloads_that_many_ask_for_at_once_are_few(stage: &mut Stage) -> Result<()> {
+    const ASKED: usize = 60;
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let before = sluice.generation()?;
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let asked = (0..ASKED).map(|_| scope.spawn(|| sluice.command(&["reload"]).map(drop)));
+        let asked: Vec<_> = asked.collect();
+        asked.into_iter().try_for_each(|one| {
+            let done = one.join();
+            done.map_err(|_| anyhow::anyhow!("a reload panicked"))?
+        })
+    })?;
+    // One each 100 ms, one at the beginning and one at the end, and what else is due may be a moment early.
+    let most = begun.elapsed().as_millis() as u64 / 100 + 3;
+    let reloads = sluice.generation()? - before;
+    ensure!(
+        (1..=most).contains(&reloads),
+        "{reloads}, and {most} at most"
+    );
     stage.end(sluice)
 }
 

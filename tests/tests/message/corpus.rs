@@ -6,9 +6,10 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rig::dice::Dice;
 use rig::http::read_reaction;
 use rig::load::Load;
-use rig::message::{Answer, Case, Client, Pool, Then, read_all};
+use rig::message::{Answer, Case, Client, Origin, Pool, Then, read_all};
 use rig::scripted::{Heard, Script};
 use rig::sluice::Metrics;
 use rig::{client, wait};
@@ -18,6 +19,9 @@ use crate::{DIRECT, World, edge, witness};
 /// Sent behind each message in the same breath: whoever takes it for a part of the message, or the other way round, is found out.
 const SECOND: &[u8] = b"GET /second HTTP/1.1\r\nHost: second.test\r\n\r\n";
 const SECOND_END: &[u8] = b"\r\n\r\nsecond";
+
+/// Responses that are wounded.
+const WOUNDED: usize = 300;
 
 /// Fewer are no proof: see the design.
 const CASES_MIN: usize = 200;
@@ -56,6 +60,97 @@ pub fn responses(world: &mut World) -> Result<()> {
         world.origin.say(&case.path(), script(true));
         run_one(world, case, usize::MAX).context("said byte by byte")
     })
+}
+
+/// Whatever is made of a wounded response, it is one answer at most, and the second request gets its own.
+pub fn wounded(world: &mut World) -> Result<()> {
+    let mut dice = Dice::new(9);
+    let cases: Vec<Case> = (0..WOUNDED)
+        .map(|number| wound(number, &mut dice))
+        .collect();
+    run_all(world, &cases, |world, case| {
+        let script = Script {
+            said: case.said.clone().unwrap_or_default(),
+            manner: case.origin,
+            ..Script::default()
+        };
+        world.origin.say(&case.path(), script);
+        let (got, is_ended) = world
+            .field
+            .client
+            .inside(|| send(case, DIRECT, usize::MAX))?;
+        check_wounded(&got, is_ended).with_context(|| {
+            let said = case.said.as_deref().unwrap_or_default();
+            format!("{} became {}", shown(said), shown(&got))
+        })
+    })
+}
+
+/// A good response with a small wound or two.
+fn wound(number: usize, dice: &mut Dice) -> Case {
+    let good: [&[u8]; 4] = [
+        b"HTTP/1.1 200 OK\r\nX: 1\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX: 1\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello",
+    ];
+    let another = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let spice = [
+        "\r",
+        "\n",
+        "\r\n",
+        "\r\n\r\n",
+        "\0",
+        " ",
+        ":",
+        ";",
+        "0",
+        "1",
+        "f",
+        "-",
+        ",",
+        "\u{e9}",
+        "Content-Length: 3\r\n",
+        another,
+    ];
+    let mut said = good[number % good.len()].to_vec();
+    for _ in 0..=dice.below(2) {
+        let at = dice.below(said.len());
+        match dice.below(3) {
+            0 => drop(said.remove(at)),
+            1 => said[at] ^= 1 << dice.below(8),
+            _ => drop(said.splice(at..at, dice.one(&spice).bytes())),
+        }
+    }
+    let name = format!("wounded-{number}");
+    // Who stays is waited for where more should come, which takes its time.
+    let origin = match number % 15 {
+        0 => Origin::Stays,
+        _ => Origin::Closes,
+    };
+    Case {
+        sent: format!("GET /{name} HTTP/1.1\r\nHost: a.test\r\n\r\n").into(),
+        name,
+        said: Some(said),
+        origin,
+        ..Case::default()
+    }
+}
+
+fn check_wounded(got: &[u8], is_ended: bool) -> Result<()> {
+    let mut responses = witness::responses(got, false)?;
+    if !is_ended {
+        let second = responses.pop().context("nothing at all")?;
+        let is_own = second.is_whole && second.bytes.ends_with(SECOND_END);
+        ensure!(is_own, "the second request got another answer");
+    }
+    let is_final = |response: &&witness::Response| response.status >= 200;
+    let finals = responses.iter().filter(is_final).count();
+    ensure!(finals <= 1, "{finals} answers to one request");
+    let is_whole = responses.iter().all(|response| response.is_whole);
+    let is_answered = finals == 1 && is_whole;
+    ensure!(is_ended || is_answered, "torn, and the connection lives on");
+    Ok(())
 }
 
 /// Whether what becomes of a response is known however it comes: of bytes that were not asked for it is not, which may come

@@ -41,8 +41,16 @@ enum Kind {
     More,
     /// The origin resets within its answer.
     Reset,
+    /// An answer so large that the kernel moves it.
+    Large,
+    /// The origin resets within such an answer.
+    Torn,
+    /// The client resets within such an answer.
+    Abandon,
     /// The origin answers too late.
     Late,
+    /// A GET whose body is another request, at an origin that reads no body of a GET and answers both (CL.0).
+    Smuggle,
     /// The client resets right behind its request.
     Leave,
     /// The client closes within its body.
@@ -56,17 +64,50 @@ impl Kind {
             500..700 => Self::Post,
             700..800 => Self::Chunked,
             800..850 => Self::Early,
-            850..890 => Self::Close,
-            890..920 => Self::More,
+            850..875 => Self::Close,
+            875..885 => Self::Large,
+            885..890 => Self::Torn,
+            890..895 => Self::Abandon,
+            895..920 => Self::More,
             920..950 => Self::Reset,
-            950..951 => Self::Late,
-            951..980 => Self::Leave,
+            950 => Self::Late,
+            951..970 => Self::Smuggle,
+            970..985 => Self::Leave,
             _ => Self::Half,
         }
     }
 
     fn has_body(self) -> bool {
         matches!(self, Self::Post | Self::Early | Self::Half)
+    }
+
+    /// The body of a request and of its answer: of many lengths, and full of its id.
+    fn body(self, id: &str) -> String {
+        let count = match self {
+            Self::Large | Self::Torn | Self::Abandon => 400_000 / id.len(),
+            _ => 1 + id.bytes().map(usize::from).sum::<usize>() % 97,
+        };
+        format!("{id} ").repeat(count)
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        let all = [
+            Self::Plain,
+            Self::Post,
+            Self::Chunked,
+            Self::Early,
+            Self::Close,
+            Self::More,
+            Self::Reset,
+            Self::Large,
+            Self::Torn,
+            Self::Abandon,
+            Self::Late,
+            Self::Smuggle,
+            Self::Leave,
+            Self::Half,
+        ];
+        all.into_iter().find(|kind| format!("{kind:?}") == name)
     }
 }
 
@@ -163,6 +204,8 @@ fn clients(number: usize, end: Instant) -> Result<Tally> {
             let sent = ask(stream, kind, &id);
             asked.push((connection, sent, kind, id));
         }
+        // Nobody else's answer shall wait for a client that waits in vain.
+        asked.sort_by_key(|(_, _, kind, _)| *kind == Kind::Late);
         for (connection, sent, kind, id) in asked {
             // A server may end a connection between two exchanges.
             let Ok(Some(mut stream)) = sent else { continue };
@@ -180,13 +223,20 @@ fn clients(number: usize, end: Instant) -> Result<Tally> {
 fn ask(mut stream: TcpStream, kind: Kind, id: &str) -> std::io::Result<Option<TcpStream>> {
     let method = if kind.has_body() { "POST" } else { "GET" };
     let body = if kind.has_body() {
-        body_of(id)
+        kind.body(id)
     } else {
         String::new()
     };
     let length = match kind.has_body() {
         true => format!("Content-Length: {}\r\n", body.len()),
         false => String::new(),
+    };
+    let (length, body) = match kind {
+        Kind::Smuggle => (
+            format!("Content-Length: {}\r\n", SMUGGLED.len()),
+            SMUGGLED.to_owned(),
+        ),
+        _ => (length, body),
     };
     let head = format!("{method} /{kind:?}/{id} HTTP/1.1\r\nHost: crowd.test\r\n{length}\r\n");
     let mut bytes = (head + &body).into_bytes();
@@ -200,11 +250,8 @@ fn ask(mut stream: TcpStream, kind: Kind, id: &str) -> std::io::Result<Option<Tc
     Ok(Some(stream).filter(|_| !matches!(kind, Kind::Leave | Kind::Half)))
 }
 
-/// The body of a request and of its answer: of many lengths, and full of its id.
-fn body_of(id: &str) -> String {
-    let count = id.bytes().map(usize::from).sum::<usize>() % 97;
-    format!("{id} ").repeat(1 + count)
-}
+/// The answer to this is nobody's.
+const SMUGGLED: &str = "GET /Plain/smuggled HTTP/1.1\r\nHost: crowd.test\r\n\r\n";
 
 /// Reads the answer to a request: whether its connection lives on.
 fn hear(stream: &mut TcpStream, kind: Kind, id: &str, tally: &mut Tally) -> Result<bool> {
@@ -222,11 +269,19 @@ fn hear(stream: &mut TcpStream, kind: Kind, id: &str, tally: &mut Tally) -> Resu
         }
         other => bail!("no head: {other:?} {read:?}"),
     };
+    if kind == Kind::Abandon {
+        SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
+        ensure!(
+            field(&head, "x-id").as_deref() == Some(id),
+            "another answer"
+        );
+        return Ok(false);
+    }
     let status = String::from_utf8_lossy(head.get(9..12).unwrap_or_default()).into_owned();
     let is_whole = read_body(stream, &head, &mut read)?;
     let lives = is_whole && field(&head, "connection").is_none();
     if status != "200" {
-        let is_fault = matches!(kind, Kind::Reset | Kind::Late);
+        let is_fault = matches!(kind, Kind::Reset | Kind::Torn | Kind::Late);
         let is_ours = field(&head, "x-id").is_none();
         ensure!(is_ours, "the origin said {status}");
         // Who asks for a change is not asked for it twice, when a connection dies that waited.
@@ -243,12 +298,10 @@ fn hear(stream: &mut TcpStream, kind: Kind, id: &str, tally: &mut Tally) -> Resu
     }
     let answered = field(&head, "x-id");
     ensure!(answered.as_deref() == Some(id), "answered as {answered:?}");
-    let mut expected = body_of(id).into_bytes();
-    if kind == Kind::Reset {
-        ensure!(
-            !is_whole && expected.starts_with(&read),
-            "it looks whole: {read:?}"
-        );
+    let mut expected = kind.body(id).into_bytes();
+    if matches!(kind, Kind::Reset | Kind::Torn) {
+        let is_own = expected.starts_with(&read);
+        ensure!(!is_whole && is_own, "whole {is_whole}, its own {is_own}");
         tally.at_fault += 1;
         return Ok(false);
     }
@@ -258,10 +311,12 @@ fn hear(stream: &mut TcpStream, kind: Kind, id: &str, tally: &mut Tally) -> Resu
     if kind == Kind::Early {
         expected.truncate(id.len());
     }
+    let is_own = expected.starts_with(&read);
     ensure!(
         is_whole && read == expected,
-        "another body: {:?}",
-        String::from_utf8_lossy(&read)
+        "whole: {is_whole}, its own: {is_own}, {} of {} bytes",
+        read.len(),
+        expected.len()
     );
     tally.right += 1;
     Ok(lives)
@@ -316,27 +371,34 @@ fn serve(mut stream: TcpStream, count: &AtomicU64) -> std::io::Result<()> {
     while let Some(head) = take_head(&mut stream, &mut read)? {
         let path = path_of(&head);
         let (kind, id) = path[1..].split_once('/').unwrap_or_default();
+        // Nobody knows what else a smuggled request may say.
+        let kind = Kind::of(kind).unwrap_or(Kind::Plain);
         let number = count.fetch_add(1, Ordering::Relaxed);
         let is_crossed = CROSSES.load(Ordering::Relaxed) && number.is_multiple_of(CROSSED_ONE_IN);
         let id = if is_crossed { "0-0" } else { id };
-        let body = body_of(id);
+        let body = kind.body(id);
         let whole = |body: &str| {
             let length = body.len();
             format!("HTTP/1.1 200 OK\r\nX-Id: {id}\r\nContent-Length: {length}\r\n\r\n{body}")
         };
-        if kind == "Early" {
+        if kind == Kind::Early {
             stream.write_all(whole(id).as_bytes())?;
         }
         let mut heard = Heard {
             head,
             ..Heard::default()
         };
-        if !take_body(&mut stream, &mut read, &mut heard)? {
+        if kind != Kind::Smuggle && !take_body(&mut stream, &mut read, &mut heard)? {
             return Ok(());
         }
         match kind {
-            "Early" => {}
-            "Chunked" => {
+            Kind::Early => {}
+            Kind::Plain if id == "smuggled" => {
+                // Long enough for another request to have taken its connection.
+                thread::sleep(Duration::from_millis(20));
+                stream.write_all(whole(&body).as_bytes())?;
+            }
+            Kind::Chunked => {
                 let (one, two) = body.split_at(body.len() / 2);
                 let start = format!(
                     "HTTP/1.1 200 OK\r\nX-Id: {id}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{one}\r\n",
@@ -347,16 +409,16 @@ fn serve(mut stream: TcpStream, count: &AtomicU64) -> std::io::Result<()> {
                 let end = format!("{:x}\r\n{two}\r\n0\r\n\r\n", two.len());
                 stream.write_all(end.as_bytes())?;
             }
-            "Close" => return stream.write_all(whole(&body).as_bytes()),
-            "More" => stream.write_all((whole(&body) + &whole("evil")).as_bytes())?,
-            "Reset" => {
+            Kind::Close => return stream.write_all(whole(&body).as_bytes()),
+            Kind::More => stream.write_all((whole(&body) + &whole("evil")).as_bytes())?,
+            Kind::Reset | Kind::Torn => {
                 let answer = whole(&body);
                 stream.write_all(&answer.as_bytes()[..answer.len() - 2])?;
                 SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
                 return Ok(());
             }
-            "Late" => {
-                thread::sleep(Duration::from_millis(1300));
+            Kind::Late => {
+                thread::sleep(Duration::from_millis(2500));
                 stream.write_all(whole(&body).as_bytes())?;
             }
             _ => stream.write_all(whole(&body).as_bytes())?,

@@ -94,8 +94,8 @@ endpoints = ["10.77.0.2:9900"]
 "http.head_timeout"     = "1s"
 "http.body_timeout"     = "1s"
 "net.send_timeout"      = "2s"
-"upstream.head_timeout" = "1s"
-"upstream.body_timeout" = "1s"
+"upstream.head_timeout" = "2s"
+"upstream.body_timeout" = "2s"
 "#;
 
 /// Sluice between a client and an origin that keeps what it hears.
@@ -112,6 +112,7 @@ fn main() -> ExitCode {
         tests![
             each_request_on_file_is_taken_or_refused_as_it_says,
             each_response_on_file_reaches_its_client_as_it_says,
+            a_wounded_response_costs_nobody_else_an_answer,
             what_is_taken_means_the_same_to_nginx_and_haproxy,
             no_answer_of_a_thousand_clients_crosses_over_whatever_else_breaks,
             an_answer_that_crosses_over_is_noticed,
@@ -129,6 +130,10 @@ fn each_request_on_file_is_taken_or_refused_as_it_says(world: &mut World) -> Res
 
 fn each_response_on_file_reaches_its_client_as_it_says(world: &mut World) -> Result<()> {
     corpus::responses(world)
+}
+
+fn a_wounded_response_costs_nobody_else_an_answer(world: &mut World) -> Result<()> {
+    corpus::wounded(world)
 }
 
 fn what_is_taken_means_the_same_to_nginx_and_haproxy(world: &mut World) -> Result<()> {

@@ -55,10 +55,12 @@ fn set_endpoint(loaded: &mut Loaded, id: u16, dice: &mut Dice) {
     let limits = [0, 0, 1500, 1400, 576, 100];
     let (mtu_bytes, plain_mtu_bytes) = (dice.one(&limits), dice.one(&limits));
     let back_mtu_bytes = dice.one(&limits);
+    let mss_bytes = dice.one(&[0, 0, 536, 1240]);
     let vlan = dice.one(&[0u16, 0, 0, 12]).to_be_bytes();
     loaded.endpoint_entry(id, endpoint_at(id), ifindex, |endpoint: &mut Endpoint| {
         (endpoint.mtu_bytes, endpoint.plain_mtu_bytes) = (mtu_bytes, plain_mtu_bytes);
         endpoint.back_mtu_bytes = back_mtu_bytes;
+        endpoint.mss_bytes = mss_bytes;
         endpoint.vlan = vlan;
     });
 }

@@ -30,6 +30,11 @@ fn the_verifier_takes_both_programs_without_effort() {
             .expect("an XDP program");
         xdp.load().expect("the verifier accepts it");
         let info = xdp.info().expect("it is loaded");
+        // The kernel takes a program without its types, too, and then nobody can look into it.
+        assert!(
+            info.btf_id().is_some(),
+            "{program}: its type information is refused"
+        );
         let instructions = info
             .verified_instruction_count()
             .expect("Linux 5.16 counts them");

@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["tls"],
     &["route", "policy", "cache", "upstream", "access_log"],
     // Above `config`: an offence carries the ban that its rule asks for.
-    &["offload", "report"],
+    &["offload", "report", "overload"],
     &["net", "file", "config"],
     &["tunable", "message"],
     &["drain", "metric"],

@@ -11,9 +11,6 @@ use crate::tls::Transport;
 /// Data up to this length is copied behind the head: one buffer to send is cheaper than several, and the receive buffer is free at once.
 const COPIED_BYTES_MAX: usize = 4 << 10;
 
-/// What has arrived is sent together up to this length, if not beyond it by one receive buffer: one system call of the kernel's for many buffers.
-const BATCH_BYTES_MAX: usize = 128 << 10;
-
 /// Trailers stand behind it.
 const LAST_CHUNK: &[u8] = b"0\r\n";
 
@@ -31,6 +28,8 @@ pub struct Pace {
     pub send: Duration,
     /// Longest body.
     pub bytes_max: u64,
+    /// What has arrived is sent together up to this length, if not beyond it by one receive buffer: one system call of the kernel's for many buffers.
+    pub batch_bytes_max: usize,
     /// With so much left of a body that nobody has to look at, it stays inside the kernel; 0 = never.
     pub splice_bytes_min: u64,
 }
@@ -122,6 +121,11 @@ impl<'t, 'w> Transfer<'t, 'w> {
         self.is_done
     }
 
+    /// The whole body, as far as it has gone, can be sent once more.
+    pub fn can_repeat(&self) -> bool {
+        self.body.can_rewind()
+    }
+
     /// Looks at what has arrived of the body, so that a fault in it is known before the head is sent.
     ///
     /// # Errors
@@ -188,7 +192,7 @@ impl<'t, 'w> Transfer<'t, 'w> {
     /// Takes along what has arrived meanwhile, and does not wait for any.
     async fn gather(&mut self) {
         let mut len = self.data.as_ref().map_or(0, |data| data.len());
-        while len < BATCH_BYTES_MAX && !self.body.is_ended() && self.fault.is_none() {
+        while len < self.pace.batch_bytes_max && !self.body.is_ended() && self.fault.is_none() {
             match net::at_once(self.body.next()).await {
                 Some(Ok(Some(data))) => {
                     len += data.len();

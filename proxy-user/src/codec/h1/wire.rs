@@ -30,12 +30,25 @@ pub struct Reader<'w> {
 pub struct Body<'w> {
     reader: Reader<'w>,
     decoder: BodyDecoder,
+    /// There is none.
+    is_empty: bool,
+    /// What was handed out, as long as it can be handed out again.
+    kept: Option<Box<Kept>>,
+}
+
+/// The beginning of a body, kept to be read once more.
+struct Kept {
+    data: Vec<u8>,
+    /// So much of it was handed out since the body began anew.
+    read: usize,
+    bytes_max: usize,
 }
 
 /// Why there is no head.
 #[derive(Debug)]
 pub enum HeadError {
-    /// The peer ended or broke the connection before the first byte.
+    /// The peer ended or broke the connection before the first byte, or said nothing but the empty line that some clients
+    /// send behind a body (RFC 9112 section 2.2): it waits for no answer.
     Gone,
     /// It did so in the middle of the head.
     CutShort,
@@ -151,7 +164,11 @@ impl<'w> Reader<'w> {
                 self.input.begun = first.to_vec();
             }
             let more = net::timeout(deadline, self.from.recv()).await;
-            match more.map_err(|_| HeadError::Late)? {
+            let late = || match self.input.head() {
+                b"\r\n" => HeadError::Gone,
+                _ => HeadError::Late,
+            };
+            match more.map_err(|_| late())? {
                 Ok(Some(more)) => self.input.append(more),
                 Ok(None) | Err(_) if self.input.is_empty() => return Err(HeadError::Gone),
                 Ok(None) | Err(_) => return Err(HeadError::CutShort),
@@ -163,7 +180,9 @@ impl<'w> Reader<'w> {
     pub fn body(self, decoder: BodyDecoder) -> Body<'w> {
         Body {
             reader: self,
+            is_empty: decoder.is_ended(),
             decoder,
+            kept: None,
         }
     }
 }
@@ -171,7 +190,34 @@ impl<'w> Reader<'w> {
 impl<'w> Body<'w> {
     /// The body has ended and all its data was handed out.
     pub fn is_ended(&self) -> bool {
-        self.decoder.is_ended()
+        self.decoder.is_ended() && self.kept_rest() == 0
+    }
+
+    /// Keeps what is handed out from now on, up to a length, so that [`Self::rewind`] can hand it out again.
+    pub fn keep(&mut self, bytes_max: usize) {
+        self.kept = Some(Box::new(Kept {
+            data: Vec::new(),
+            read: 0,
+            bytes_max,
+        }));
+    }
+
+    /// Everything that was handed out is kept. Without [`Self::keep`], only a body that is none can be read again.
+    pub fn can_rewind(&self) -> bool {
+        self.is_empty || self.kept.is_some()
+    }
+
+    /// Begins anew with what was kept.
+    pub fn rewind(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.read = 0;
+        }
+    }
+
+    fn kept_rest(&self) -> usize {
+        self.kept
+            .as_ref()
+            .map_or(0, |kept| kept.data.len() - kept.read)
     }
 
     /// See [`BodyDecoder::keep_trailers`].
@@ -189,12 +235,13 @@ impl<'w> Body<'w> {
         let from: &'w Transport = self.reader.from;
         let left = self.decoder.plain_left()?;
         from.plain()
-            .filter(|_| self.reader.input.is_empty())
+            .filter(|_| self.reader.input.is_empty() && self.kept_rest() == 0)
             .map(|from| (from, left))
     }
 
     /// So many bytes of the body were taken from there.
     pub fn skip(&mut self, bytes: u64) {
+        self.kept = None;
         self.decoder.skip(bytes);
     }
 
@@ -207,7 +254,7 @@ impl<'w> Body<'w> {
             if let Some(data) = self.ready()? {
                 return Ok(Some(data));
             }
-            if self.decoder.is_ended() {
+            if self.is_ended() {
                 return Ok(None);
             }
             match self.reader.from.recv().await {
@@ -223,6 +270,27 @@ impl<'w> Body<'w> {
     /// # Errors
     /// When the framing is broken.
     pub fn ready(&mut self) -> Result<Option<Chunk>, BodyError> {
+        if let Some(kept) = &mut self.kept
+            && kept.read < kept.data.len()
+        {
+            let again = kept.data[kept.read..].to_vec();
+            kept.read = kept.data.len();
+            return Ok(Some(again.into()));
+        }
+        let data = self.arrived()?;
+        if let (Some(data), Some(kept)) = (&data, &mut self.kept) {
+            if kept.data.len() + data.len() > kept.bytes_max {
+                self.kept = None;
+            } else {
+                kept.data.extend_from_slice(data);
+                kept.read = kept.data.len();
+            }
+        }
+        Ok(data)
+    }
+
+    /// As above, of what comes for the first time.
+    fn arrived(&mut self) -> Result<Option<Chunk>, BodyError> {
         if self.decoder.is_ended() {
             return Ok(None);
         }

@@ -7,16 +7,27 @@ use super::Control;
 use crate::config::Diagnostic;
 use crate::control::bans::OPERATOR;
 use crate::control::message::ToKeeper;
+use crate::control::names::Names;
 use crate::control::request::{Request, SysctlRequest};
 use crate::control::status::{Facts, Status};
 use crate::datapath::Writer;
-use crate::metric::Outside;
+use crate::metric::{Outside, Waiting};
 use crate::tunable::{self, Answer, Origin, Tunables};
+use crate::upstream::Upstream;
 use crate::worker;
 
 impl Control {
+    /// Answers one question, or does so as soon as the generation is in force that is about to be: a change to the one before
+    /// would be lost.
+    pub fn take(&mut self, request: Request) {
+        match self.is_applying() && request.changes_snapshot() {
+            true => self.deferred.push(request),
+            false => self.answer(request),
+        }
+    }
+
     /// Answers one question. Whoever asked may be gone; that is no fault.
-    pub fn answer(&mut self, request: Request) {
+    pub(super) fn answer(&mut self, request: Request) {
         match request {
             Request::Status(way_back) => drop(way_back.send(self.status())),
             Request::Metrics(way_back) => drop(way_back.send(self.metrics())),
@@ -109,6 +120,9 @@ impl Control {
         {
             log::error!("the kernel half keeps its limits: {error:#}");
         }
+        if let Some(names) = &mut self.names {
+            names.behave(&snapshot.config.resolver, &snapshot.tunables);
+        }
         self.snapshot = Some(snapshot);
         self.remember();
     }
@@ -118,15 +132,36 @@ impl Control {
             backend: self.net.backend.name(),
             bans: Some(self.bans.count()),
             certificates: self.certificates.clone(),
+            names: self.names.as_ref().map(Names::facts).unwrap_or_default(),
             start_time_seconds: self
                 .started
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
             ..Outside::default()
         };
+        for upstream in self
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| &*snapshot.upstreams)
+        {
+            let active = upstream.endpoints.iter().map(|endpoint| {
+                let labels = [upstream.name.clone(), endpoint.address.to_string()];
+                (labels, endpoint.active())
+            });
+            outside.calls_active.extend(active);
+            outside.queues.extend(waiting(upstream));
+        }
         let interfaces = self.start.interfaces.iter();
         outside.attached = interfaces
             .map(|interface| (interface.name.clone(), !self.lost.contains(&interface.name)))
+            .collect();
+        let upstreams = self
+            .snapshot
+            .iter()
+            .flat_map(|snapshot| &*snapshot.upstreams);
+        outside.breakers = upstreams
+            .filter_map(|upstream| Some((upstream, upstream.breaker()?)))
+            .map(|(upstream, breaker)| (upstream.name.clone(), breaker.is_open(), breaker.opened()))
             .collect();
         if let Some(datapath) = &mut self.datapath {
             match datapath.counts() {
@@ -175,9 +210,24 @@ impl Control {
             flows,
             lost: &self.lost,
             resolved,
+            ejections: &self.ejections,
+            names: self.names.as_ref(),
         };
         facts.status()
     }
+}
+
+/// What is told of an upstream's queue, where it has one.
+fn waiting(upstream: &Upstream) -> Option<Waiting> {
+    let facts = upstream.has_limits().then(|| upstream.queue().facts())?;
+    Some(Waiting {
+        upstream: upstream.name.clone(),
+        pending: facts.pending.into(),
+        queued: facts.queued,
+        full: facts.full,
+        late: facts.late,
+        waited_us: facts.waited_us,
+    })
 }
 
 fn changed_lines(before: &Tunables, after: &Tunables) -> Vec<String> {

@@ -33,6 +33,8 @@ pub(super) struct Incoming {
     apply: Apply,
     sockets: Vec<OwnedFd>,
     until: Instant,
+    /// Until when names are waited for that were never looked up; `None`: they are waited for no more.
+    names_until: Option<Instant>,
 }
 
 impl Control {
@@ -49,6 +51,8 @@ impl Control {
                     None => self.restore_endpoints(snapshot),
                     Some(_) => (snapshot, Changes::default()),
                 };
+                self.ask_names(&snapshot.config, &snapshot.tunables);
+                let patience = snapshot.tunables.upstream.dns_start_timeout;
                 self.incoming = Some(Incoming {
                     snapshot,
                     changes,
@@ -56,6 +60,7 @@ impl Control {
                     apply,
                     sockets,
                     until: Instant::now() + SEEK_LIMIT,
+                    names_until: Some(Instant::now() + patience),
                 });
                 self.seek()
             }
@@ -63,8 +68,8 @@ impl Control {
         }
     }
 
-    /// Nothing may be changed meanwhile: a generation is about to come into force.
-    pub fn is_applying(&self) -> bool {
+    /// Whether a generation is about to come into force.
+    pub(super) fn is_applying(&self) -> bool {
         self.incoming.is_some()
     }
 
@@ -85,11 +90,24 @@ impl Control {
                 }
             }
         }
-        let Some(incoming) = self.incoming.take() else {
+        let Some(mut incoming) = self.incoming.take() else {
             return Ok(());
         };
+        if let Some(until) = incoming.names_until {
+            if !self.knows_names(&incoming.snapshot.config) && Instant::now() < until {
+                self.incoming = Some(incoming);
+                return Ok(());
+            }
+            incoming.snapshot = self.name_endpoints(incoming.snapshot, &incoming.changes);
+            incoming.names_until = None;
+            incoming.until = Instant::now() + SEEK_LIMIT;
+        }
         if self.reaches(&incoming.snapshot, None) || Instant::now() >= incoming.until {
-            return self.put_in_force(incoming);
+            self.put_in_force(incoming)?;
+            for request in std::mem::take(&mut self.deferred) {
+                self.answer(request);
+            }
+            return Ok(());
         }
         self.incoming = Some(incoming);
         Ok(())
@@ -123,13 +141,11 @@ impl Control {
             ..
         } = incoming;
         let generation = apply.generation;
-        if let Some(datapath) = &mut self.datapath
-            && let Err(error) = datapath.apply(&snapshot)
-        {
-            let at = &snapshot.config.datapath.at;
-            let diagnostics = vec![Diagnostic::error(format!("{error:#}")).at(at)];
-            return self.refuse(generation, diagnostics);
-        }
+        self.welcome(&snapshot);
+        let snapshot = match self.write_rings(snapshot) {
+            Ok(snapshot) => snapshot,
+            Err(diagnostics) => return self.refuse(generation, diagnostics),
+        };
         if changes != self.changes {
             log::info!(
                 "endpoints changed at run time: {} now, {} before",
@@ -152,6 +168,35 @@ impl Control {
         Ok(())
     }
 
+    /// Lets the kernel half do what a snapshot says. What the DNS says is not worth a generation: where only an endpoint that
+    /// came by its name cannot be, those of names are left out, until the DNS says something else.
+    fn write_rings(&mut self, snapshot: Snapshot) -> Result<Snapshot, Vec<Diagnostic>> {
+        let Some(datapath) = &mut self.datapath else {
+            return Ok(snapshot);
+        };
+        let Err(error) = datapath.apply(&snapshot) else {
+            return Ok(snapshot);
+        };
+        let at = snapshot.config.datapath.at.clone();
+        let refused = move |error| vec![Diagnostic::error(format!("{error:#}")).at(&at)];
+        let mut plain = snapshot.clone();
+        for (index, upstream) in snapshot.upstreams.iter().enumerate() {
+            if upstream.endpoints.iter().any(|endpoint| endpoint.is_named) {
+                let config = &snapshot.config.upstreams[index];
+                let by_address = config.endpoints.iter().filter(|one| !one.is_named);
+                plain = plain.with_endpoints(index, by_address.copied().collect(), &self.registry);
+            }
+        }
+        if std::ptr::eq(&*plain.upstreams, &*snapshot.upstreams) {
+            return Err(refused(error));
+        }
+        datapath.apply(&plain).map_err(refused)?;
+        log::error!(
+            "endpoints by name are left out, for what the DNS says cannot be done: {error:#}"
+        );
+        Ok(plain)
+    }
+
     fn refuse(&mut self, generation: u64, diagnostics: Vec<Diagnostic>) -> Result<()> {
         self.say(&ToKeeper::Refused {
             generation,
@@ -165,10 +210,14 @@ impl Control {
     fn prepare(&mut self, apply: &Apply) -> Result<(Snapshot, Certificates), Vec<Diagnostic>> {
         let loaded = load(&apply.bundle, &apply.main, &apply.flags)?;
         let Loaded {
-            config,
+            mut config,
             mut tunables,
             ..
         } = loaded;
+        // What is known already is there from the beginning, with all that was learned of it.
+        for upstream in 0..config.upstreams.len() {
+            config.upstreams[upstream] = self.listed(&config, upstream);
+        }
         match &self.snapshot {
             Some(running) => {
                 tunables.keep_runtime(&running.tunables);
@@ -226,7 +275,10 @@ impl Control {
                 close: apply.closed.clone(),
             });
         }
+        self.adopt_all(&snapshot);
         self.snapshot = Some(snapshot);
+        self.forget_names();
+        self.follow_all_names();
         self.set_probes();
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::config::Endpoint;
 use crate::control::endpoints::{
     Changes, EndpointAct, EndpointChange, EndpointRequest, OfUpstream,
 };
+use crate::offload::now_ns;
 use crate::snapshot::Snapshot;
 use crate::tunable::unit;
 use crate::worker;
@@ -28,7 +29,7 @@ impl Control {
             return Err("the daemon has no configuration yet".to_owned());
         };
         let index = find(&snapshot, &request.upstream)?;
-        let config = &snapshot.config.upstreams[index];
+        let config = &self.listed(&snapshot.config, index);
         let endpoints_max = snapshot.tunables.upstream.endpoints_max as usize;
         let of = self.changes.of(&config.name);
         let next = of.after(config, address, request.act, endpoints_max)?;
@@ -63,11 +64,21 @@ impl Control {
 
     /// Gives an upstream, by its index, other endpoints: in the kernel half, which may refuse, then to the workers. The
     /// probes are yet to be set.
-    fn set_endpoints(&mut self, upstream: usize, endpoints: Vec<Endpoint>) -> Result<(), String> {
-        let Some(snapshot) = &self.snapshot else {
+    pub(super) fn set_endpoints(
+        &mut self,
+        upstream: usize,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<(), String> {
+        let Some(snapshot) = self.snapshot.clone() else {
             return Ok(());
         };
         let next = Arc::new(snapshot.with_endpoints(upstream, endpoints, &self.registry));
+        if let (Some(before), Some(after)) = (
+            snapshot.upstreams.get(upstream),
+            next.upstreams.get(upstream),
+        ) {
+            after.welcome(before, now_ns());
+        }
         if let Some(datapath) = &mut self.datapath {
             let sought = datapath.seek(&next, Some(upstream));
             let sought = sought.map_err(|error| format!("{error:#}"))?;
@@ -84,6 +95,9 @@ impl Control {
                 listeners: Vec::new(),
                 close: Vec::new(),
             });
+        }
+        if let Some(after) = next.upstreams.get(upstream) {
+            self.adopt(after);
         }
         self.snapshot = Some(next);
         Ok(())

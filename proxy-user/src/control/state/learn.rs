@@ -17,6 +17,7 @@ impl Control {
     /// What workers told.
     pub fn learn(&mut self, reports: Vec<Report>) {
         let now = Instant::now();
+        let mut failed = HashSet::new();
         for report in reports {
             match report {
                 Report::Offence {
@@ -27,9 +28,11 @@ impl Control {
                 Report::Identity { source, consumer } => {
                     self.offences.identity(source, consumer, now)
                 }
-                // Workers themselves leave such an endpoint out for a while; belief is the probes' matter.
-                Report::EndpointFailed { .. } => {}
+                Report::EndpointFailed { address } => drop(failed.insert(address)),
             }
+        }
+        if !failed.is_empty() {
+            self.failed(&failed);
         }
     }
 
@@ -101,15 +104,8 @@ impl Control {
         let Some(probe) = &snapshot.config.upstreams[index].probe else {
             return;
         };
-        let endpoints = snapshot
-            .upstreams
-            .get(index)
-            .map(|upstream| &upstream.endpoints[..])
-            .unwrap_or_default();
-        let Some(endpoint) = endpoints
-            .iter()
-            .find(|endpoint| endpoint.address == answer.address)
-        else {
+        let upstream = &snapshot.upstreams[index];
+        let Some(endpoint) = upstream.find(answer.address) else {
             return;
         };
         let Some(belief) = endpoint
@@ -118,10 +114,11 @@ impl Control {
         else {
             return;
         };
+        if belief.is_healthy {
+            self.revive(upstream, endpoint);
+        }
+        self.believe(upstream, endpoint);
         let (upstream, address) = (&answer.upstream, answer.address);
-        self.registry
-            .endpoint(upstream, &address.to_string())
-            .believe(belief.is_healthy);
         match belief.is_healthy {
             true => log::info!("healthy again: upstream={upstream} endpoint={address}"),
             false => log::warn!(
@@ -182,6 +179,7 @@ impl Control {
         }
         self.remember();
         self.look_for_lost();
+        self.look_after_endpoints();
         match self.datapath.as_mut().map(Writer::refresh_neighbours) {
             Some(Ok(moved)) => self.choose_where_moved(&moved),
             Some(Err(error)) => log::error!("cannot refresh neighbours: {error:#}"),

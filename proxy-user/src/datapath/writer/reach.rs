@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use proxy_ebpf::abi;
+use proxy_ebpf::packet::{Family, headers_bytes};
 
 use super::Writer;
 use crate::config::{Config, ListenerMode, Via};
@@ -13,6 +14,7 @@ use crate::datapath::map::Value;
 use crate::datapath::neighbour::Reach;
 use crate::datapath::{address, port};
 use crate::snapshot::Snapshot;
+use crate::tunable::{MssClamp, Tunables};
 use crate::upstream::Upstream;
 
 /// The upstreams that listeners forward to, by index, and in which ways.
@@ -51,6 +53,38 @@ pub(super) fn check_links(writer: &Writer, upstream: &Upstream, via: Via) -> Res
     Ok(())
 }
 
+/// Which segments SYNs by NAT may announce.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct SegmentLimit {
+    clamp: MssClamp,
+    max: u16,
+}
+
+impl SegmentLimit {
+    /// The largest of all, which limits nothing.
+    const ANY: u16 = 65_495;
+
+    fn of(tunables: &Tunables) -> Self {
+        Self {
+            clamp: tunables.datapath.mss_clamp,
+            max: u16::try_from(tunables.datapath.mss_max).unwrap_or(Self::ANY),
+        }
+    }
+
+    /// The largest for flows of an endpoint that is reached in this way; 0 = as they are, which costs them nothing. That is
+    /// so, too, where all links of this host take the same.
+    fn bytes(self, reach: Reach, is_v4: bool) -> u16 {
+        if self.clamp == MssClamp::Off {
+            return 0;
+        }
+        let family = if is_v4 { Family::V4 } else { Family::V6 };
+        let differs = reach.plain_mtu_bytes != 0 || reach.back_mtu_bytes != 0;
+        let fits = differs.then(|| reach.mtu_bytes.saturating_sub(headers_bytes(family)));
+        let asked = (self.max < Self::ANY).then_some(self.max);
+        fits.into_iter().chain(asked).min().unwrap_or(0)
+    }
+}
+
 /// What came of looking for neighbours.
 #[derive(Debug)]
 pub struct Sought {
@@ -66,8 +100,13 @@ impl Writer {
     /// # Errors
     /// rtnetlink or a map does not answer.
     pub fn seek(&mut self, snapshot: &Snapshot, only: Option<usize>) -> Result<Sought> {
-        let mut ways = ways(&snapshot.config);
-        ways.retain(|(upstream, _)| only.is_none_or(|only| only == *upstream));
+        let ways = match (only, &self.in_force) {
+            (Some(only), Some(in_force)) => {
+                let ways = in_force.ways.iter().copied();
+                ways.filter(|(upstream, _)| *upstream == only).collect()
+            }
+            _ => ways(&snapshot.config),
+        };
         let of = |upstream: usize| {
             let endpoints = snapshot.upstreams.get(upstream);
             let endpoints = endpoints.into_iter().flat_map(|one| &one.endpoints);
@@ -136,18 +175,49 @@ impl Writer {
         Ok(moved)
     }
 
+    /// Writes which segments flows of endpoints may announce, where the tunables that say so are others than before.
+    pub(super) fn limit_segments(&mut self, tunables: &Tunables) -> Result<()> {
+        let limit = Some(SegmentLimit::of(tunables));
+        if limit == self.segment_limit {
+            return Ok(());
+        }
+        self.segment_limit = limit;
+        let endpoints: Vec<(u16, SocketAddr)> = self.state.endpoints.iter().collect();
+        for (id, at) in endpoints {
+            let reach = self.reaches.get(&id).copied().unwrap_or_default();
+            self.set_endpoint(id, self.entry(at, reach))?;
+        }
+        Ok(())
+    }
+
+    /// The entry of an endpoint that is reached in this way.
+    fn entry(&self, at: SocketAddr, reach: Reach) -> abi::Endpoint {
+        abi::Endpoint {
+            address: address(at.ip()),
+            port: port(at.port()),
+            mac: reach.mac,
+            source_mac: reach.source_mac,
+            vlan: [0; 2],
+            ifindex: reach.ifindex,
+            mtu_bytes: reach.mtu_bytes,
+            plain_mtu_bytes: reach.plain_mtu_bytes,
+            back_mtu_bytes: reach.back_mtu_bytes,
+            mss_bytes: self
+                .segment_limit
+                .map_or(0, |limit| limit.bytes(reach, at.is_ipv4())),
+            zero: [0; 4],
+        }
+    }
+
     pub(super) fn write_endpoint(&mut self, id: u16, at: SocketAddr, reach: Reach) -> Result<()> {
-        let mut entry: abi::Endpoint = bytemuck::Zeroable::zeroed();
-        entry.address = address(at.ip());
-        entry.port = port(at.port());
+        let mut entry = self.entry(at, Reach::default());
         // Away first, so that no packet leaves with half of one neighbour's MAC and half of another's.
         self.set_endpoint(id, entry)?;
         if reach != Reach::default() {
-            entry.mac = reach.mac;
-            entry.source_mac = reach.source_mac;
-            entry.mtu_bytes = reach.mtu_bytes;
-            entry.plain_mtu_bytes = reach.plain_mtu_bytes;
-            entry.back_mtu_bytes = reach.back_mtu_bytes;
+            entry = abi::Endpoint {
+                ifindex: 0,
+                ..self.entry(at, reach)
+            };
             self.set_endpoint(id, entry)?;
             entry.ifindex = reach.ifindex;
             self.set_endpoint(id, entry)?;
@@ -171,5 +241,45 @@ impl Writer {
         };
         let endpoints = self.state.endpoints.iter();
         endpoints.map(|(id, at)| (at, resolved(id))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_limited_by_the_links_and_by_the_operator_and_else_not_at_all() {
+        let limit = |clamp, max| SegmentLimit { clamp, max };
+        let (auto, off) = (MssClamp::Auto, MssClamp::Off);
+        let same = Reach {
+            ifindex: 3,
+            mtu_bytes: 1500,
+            ..Reach::default()
+        };
+        let smaller = Reach {
+            mtu_bytes: 1280,
+            plain_mtu_bytes: 1280,
+            ..same
+        };
+        let larger = Reach {
+            back_mtu_bytes: 1400,
+            ..same
+        };
+        let any = limit(auto, SegmentLimit::ANY);
+        assert_eq!(
+            [same, smaller, larger].map(|reach| any.bytes(reach, true)),
+            [0, 1240, 1460]
+        );
+        assert_eq!(
+            [same, smaller].map(|reach| any.bytes(reach, false)),
+            [0, 1220]
+        );
+        let asked = limit(auto, 1300);
+        assert_eq!(
+            [same, smaller].map(|reach| asked.bytes(reach, true)),
+            [1300, 1240]
+        );
+        assert_eq!(limit(off, 1300).bytes(smaller, true), 0);
     }
 }

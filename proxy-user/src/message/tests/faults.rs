@@ -189,6 +189,26 @@ fn lines_and_fields_are_read_to_the_letter() {
 }
 
 #[test]
+fn a_body_that_its_method_gives_no_meaning_is_not_surely_read() {
+    let framings = [
+        ("", true),
+        ("Content-Length: 0\r\n", true),
+        ("Content-Length: 5\r\n", false),
+        ("Transfer-Encoding: chunked\r\n", false),
+    ];
+    for (framing, surely) in framings {
+        for method in [
+            "GET", "HEAD", "DELETE", "OPTIONS", "POST", "PUT", "PATCH", "SEARCH",
+        ] {
+            let whole = format!("{method} / HTTP/1.1\r\nHost: a\r\n{framing}\r\n");
+            let is_defined = matches!(method, "POST" | "PUT" | "PATCH" | "SEARCH");
+            let ends = request(&whole).map(|head| head.ends_surely());
+            assert_eq!(ends, Ok(surely || is_defined), "{whole:?}");
+        }
+    }
+}
+
+#[test]
 fn what_has_one_value_is_there_once() {
     let origin = "HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Type: b\r\n\r\n";
     assert_eq!(response(origin).map(|head| head.fields().len()), Ok(2));

@@ -137,6 +137,19 @@ fn a_slow_head_is_a_408_however_steadily_it_comes() {
 }
 
 #[test]
+fn an_empty_line_behind_a_body_is_no_head_that_is_late() {
+    let origin = Origin::echoing();
+    let more = "[tunables]\n\"http.head_timeout\" = \"300ms\"\n";
+    let sluice = Sluice::start(&[origin.address], more);
+    let mut client = Client::connect(&sluice);
+    client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nok\r\n");
+    assert_eq!(client.response().status, 200);
+    // Whoever has asked nothing takes a 408 for the answer to what it asks next.
+    client.expect_end();
+    assert_eq!(sluice.rejected("head_timeout"), 0.0);
+}
+
+#[test]
 fn a_body_that_does_not_come_is_a_408() {
     let origin = Origin::echoing();
     let more = "[tunables]\n\"http.body_timeout\" = \"1s\"\n";
@@ -191,6 +204,7 @@ fn a_reader_that_takes_nothing_is_closed_and_its_origin_is_free() {
     sluice.wait_until_nothing_is_open_to(origin.address);
     sluice.wait_until_all_clients_are_gone();
     assert_eq!(client.rest().1, End::Reset);
+    assert_eq!(sluice.rejected("client_send_timeout"), 1.0);
 }
 
 /// Each of the many answers that it asks for would wait anew for the one before.
@@ -266,4 +280,78 @@ fn an_idle_connection_to_an_endpoint_is_closed_after_its_time() {
     origin.wait_until_gone(1);
     assert_eq!(client.get("/b").text(), "/b");
     assert_eq!(origin.connections(), 2);
+}
+
+/// A route `/own/*` with times of its own.
+fn with_times(times: &str) -> String {
+    format!(
+        "[[route]]\nname = \"own\"\nmatch = {{ path = \"/own/*\" }}\nupstream = \"app\"\n\
+         retry = {{ retries = 0 }}\ntimeout = {{ {times} }}\n"
+    )
+}
+
+#[test]
+fn a_route_has_its_own_time_for_a_connection() {
+    let (_listener, _fill, stuck) = full_queue();
+    let sluice = Sluice::start(&[stuck], &with_times("connect = \"100ms\""));
+    let mut client = Client::connect(&sluice);
+    assert_eq!(client.get("/own/").status, 504);
+    assert_eq!(sluice.rejected("origin_connect_timeout"), 1.0);
+}
+
+#[test]
+fn a_route_has_its_own_time_for_the_first_byte_and_for_the_next() {
+    let origin = stalling("");
+    let sluice = Sluice::start(&[origin.address], &with_times("first_byte = \"100ms\""));
+    assert_eq!(Client::connect(&sluice).get("/own/").status, 504);
+    assert_eq!(sluice.rejected("origin_head_timeout"), 1.0);
+    let origin = stalling("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nsome");
+    let sluice = Sluice::start(&[origin.address], &with_times("idle = \"100ms\""));
+    let mut client = Client::connect(&sluice);
+    client.send(get("/own/"));
+    assert_eq!(client.head().status, 200);
+    assert_eq!(client.rest().1, End::Reset);
+    assert_eq!(sluice.rejected("origin_body_timeout"), 1.0);
+    let mut client = Client::connect(&sluice);
+    client.send("POST /own/ HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nsome");
+    assert_eq!(client.response().status, 408);
+    assert_eq!(sluice.rejected("body_timeout"), 1.0);
+}
+
+#[test]
+fn an_exchange_has_a_deadline_where_the_tunable_sets_one() {
+    let origin = stalling("");
+    let more = "[tunables]\n\"http.exchange_timeout\" = \"100ms\"\n";
+    let sluice = Sluice::start(&[origin.address], more);
+    assert_eq!(Client::connect(&sluice).get("/").status, 504);
+    assert_eq!(sluice.rejected("exchange_timeout"), 1.0);
+    origin.wait_until_gone(1);
+    assert_eq!(origin.connections(), 1, "no try goes on beyond it");
+    let blamed = sluice.reports.take();
+    assert_eq!(blamed.len(), 1, "whoever stalls is to blame: {blamed:?}");
+}
+
+#[test]
+fn a_response_that_comes_below_the_slowest_rate_is_torn_and_one_above_lives() {
+    let origin = Origin::start(|peer| {
+        while let Some(request) = peer.request() {
+            let bytes: usize = request.path()[1..].parse().unwrap_or(1);
+            peer.send("HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n");
+            for _ in 0..10_000 / bytes {
+                if !peer.send(vec![b'x'; bytes]) {
+                    return peer.wait_for_end();
+                }
+                std::thread::sleep(Duration::from_millis(25));
+            }
+        }
+    });
+    let more = "[tunables]\n\"upstream.body_timeout\" = \"300ms\"\n\"upstream.body_rate_min\" = \"1000B/s\"\n";
+    let sluice = Sluice::start(&[origin.address], more);
+    // 25 bytes each 25 ms are as slow as allowed.
+    let mut client = Client::connect(&sluice);
+    assert_eq!(client.get("/500").body.len(), 10_000);
+    client.send(get("/5"));
+    assert_eq!(client.head().status, 200);
+    assert_eq!(client.rest().1, End::Reset);
+    assert_eq!(sluice.rejected("origin_body_timeout"), 1.0);
 }

@@ -44,10 +44,15 @@ fn without_descriptors_accepting_rests_and_goes_on_later() {
         return without_descriptors();
     }
     let name = "worker::tests::limit::without_descriptors_accepting_rests_and_goes_on_later";
+    in_own_process(name, INSIDE);
+}
+
+/// Runs the test of this name in another process, which is told by a variable that it is that one.
+pub fn in_own_process(name: &str, variable: &str) {
     let this = std::env::current_exe().unwrap();
     let child = std::process::Command::new(this)
         .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(variable, "1")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
@@ -63,7 +68,9 @@ fn without_descriptors() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 200, hard).unwrap();
     let origin = Origin::echoing();
-    let more = "[tunables]\n\"upstream.idle_connections_max\" = 0\n";
+    // What overload would leave off before is not what this is about.
+    let more = "[tunables]\n\"upstream.idle_connections_max\" = 0\n\"worker.overload_rest_percent\" = 1000\n\
+                \"worker.overload_close_percent\" = 1000\n\"worker.overload_refuse_percent\" = 1000\n";
     let sluice = Sluice::start(&[origin.address], more);
     let mut client = Client::connect(&sluice);
     assert_eq!(client.get("/before").text(), "/before");

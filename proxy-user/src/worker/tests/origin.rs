@@ -225,6 +225,12 @@ impl Peer {
         while self.receive().is_some() {}
     }
 
+    /// Says that nothing more comes, and waits for the other side to say the same.
+    pub fn shutdown_and_wait(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        self.wait_for_end();
+    }
+
     /// Sends; that nobody listens any more is no fault of the script.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.write_all(bytes.as_ref()).is_ok()

@@ -203,6 +203,22 @@ impl Sluice {
         endpoint.health().record(is_good, 1, 1);
     }
 
+    /// The same of every endpoint with this address.
+    pub fn believe_at(&self, address: SocketAddr, is_good: bool) {
+        let upstreams = self.snapshot.upstreams.iter();
+        let endpoints = upstreams.flat_map(|upstream| &upstream.endpoints);
+        for endpoint in endpoints.filter(|endpoint| endpoint.address == address) {
+            endpoint.health().record(is_good, 1, 1);
+        }
+    }
+
+    /// Requests that wait for room at an upstream.
+    pub fn pending(&self, upstream: &str) -> u32 {
+        let mut upstreams = self.snapshot.upstreams.iter();
+        let upstream = upstreams.find(|one| one.name == upstream);
+        upstream.map_or(0, |upstream| upstream.queue().facts().pending)
+    }
+
     /// Nothing is open any more, on either side but for what waits in the pool.
     pub fn wait_until_all_clients_are_gone(&self) {
         wait_until("all clients are gone", || self.open() == 0);
@@ -226,6 +242,9 @@ impl Drop for Sluice {
 }
 
 fn configuration(listen: SocketAddr, serve: &str, origins: &[SocketAddr], more: &str) -> String {
+    // An upstream has an endpoint; where a test brings its own upstream, nobody asks this one.
+    let nobody = [SocketAddr::from(([127, 0, 0, 1], 1))];
+    let origins = if origins.is_empty() { &nobody } else { origins };
     let endpoints: Vec<String> = origins
         .iter()
         .map(|origin| format!("\"{origin}\""))

@@ -190,6 +190,7 @@ fn a_transfer_that_is_dropped_and_run_again_loses_nothing() {
             });
             let (mut body, _) = body(&mut from, framing);
             let pace = Pace {
+                batch_bytes_max: 128 << 10,
                 wait: PATIENCE,
                 rate_min: 0,
                 send: PATIENCE,
@@ -227,6 +228,7 @@ fn a_transfer_ends_at_the_first_byte_too_many() {
             rate_min: 0,
             send: PATIENCE,
             bytes_max: 5,
+            batch_bytes_max: 128 << 10,
             splice_bytes_min: 0,
         };
         let encoder = BodyEncoder::new(Framing::Chunked);

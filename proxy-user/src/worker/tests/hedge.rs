@@ -1,0 +1,179 @@
+//! Requests that are asked twice at a time: who wins, who is closed, and what is never asked twice.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use super::client::get;
+use super::origin::ok;
+use super::*;
+
+/// A route `/h/*` that is hedged so.
+fn hedged(hedge: &str) -> String {
+    format!(
+        "[[route]]\nname = \"h\"\nmatch = {{ path = \"/h/*\" }}\nupstream = \"app\"\nhedge = {{ {hedge} }}\n"
+    )
+}
+
+/// Takes requests, and never answers.
+fn silent() -> Origin {
+    Origin::start(|peer| {
+        peer.request();
+        peer.wait_for_end();
+    })
+}
+
+fn count(sluice: &Sluice, what: &str, addresses: &[SocketAddr]) -> f64 {
+    let each = addresses.iter().map(|address| {
+        sluice.metric(&format!(
+            "sluice_upstream_{what}_total{{upstream=\"app\",endpoint=\"{address}\"}}"
+        ))
+    });
+    each.sum()
+}
+
+#[test]
+fn who_takes_long_is_overtaken_and_its_connection_is_closed() {
+    let (slow, origin) = (silent(), Origin::echoing());
+    let addresses = [slow.address, origin.address];
+    let sluice = Sluice::start(&addresses, &hedged("after = \"30ms\""));
+    let mut client = Client::connect(&sluice);
+    for n in 0..6 {
+        let path = format!("/h/{n}");
+        let response = client.get(&path);
+        assert_eq!((response.status, response.text()), (200, &*path));
+    }
+    let overtaken = slow.connections();
+    assert!(overtaken >= 1, "it was asked first at least once");
+    slow.wait_until_gone(overtaken);
+    assert_eq!(count(&sluice, "hedges", &addresses), overtaken as f64);
+    assert_eq!(count(&sluice, "hedges_won", &addresses), overtaken as f64);
+    assert_eq!(sluice.reports.take(), [], "slow is no failure");
+}
+
+#[test]
+fn the_first_answer_wins_whoever_gives_it() {
+    let slow = Origin::start(|peer| {
+        while peer.request().is_some() {
+            std::thread::sleep(Duration::from_millis(200));
+            peer.send(ok("slow"));
+        }
+    });
+    let dead = silent();
+    let addresses = [slow.address, dead.address];
+    let sluice = Sluice::start(&addresses, &hedged("after = \"30ms\""));
+    let mut client = Client::connect(&sluice);
+    for _ in 0..2 {
+        assert_eq!(client.get("/h/").text(), "slow");
+    }
+    dead.wait_until_gone(2);
+    assert_eq!(count(&sluice, "hedges", &addresses), 2.0);
+}
+
+#[test]
+fn a_first_call_that_fails_meanwhile_does_not_end_the_other() {
+    let dying = Origin::start(|peer| {
+        peer.request();
+        std::thread::sleep(Duration::from_millis(150));
+        peer.reset();
+    });
+    let late = Origin::start(|peer| {
+        while peer.request().is_some() {
+            std::thread::sleep(Duration::from_millis(300));
+            peer.send(ok("late"));
+        }
+    });
+    let addresses = [dying.address, late.address];
+    let more = hedged("after = \"30ms\"") + "retry = { retries = 0 }\n";
+    let sluice = Sluice::start(&addresses, &more);
+    let mut client = Client::connect(&sluice);
+    assert_eq!(client.get("/h/").text(), "late");
+    // Whoever is first by now, the other one is next.
+    assert_eq!(client.get("/plain").text(), "late");
+    assert_eq!(client.get("/h/").text(), "late");
+    let failures = count(&sluice, "failures", &addresses);
+    assert_eq!(failures, dying.connections() as f64);
+    assert!(failures >= 2.0);
+}
+
+#[test]
+fn where_all_are_slow_there_are_as_many_calls_as_allowed_and_one_answer() {
+    let (one, two, three) = (silent(), silent(), silent());
+    let addresses = [one.address, two.address, three.address];
+    let more = hedged("after = \"20ms\", max = 2")
+        + "timeout = { first_byte = \"300ms\" }\nretry = { retries = 0 }\n";
+    let sluice = Sluice::start(&addresses, &more);
+    let mut client = Client::connect(&sluice);
+    assert_eq!(client.get("/h/").status, 504);
+    let asked = one.connections() + two.connections() + three.connections();
+    assert_eq!(asked, 3);
+    assert_eq!(sluice.rejected("origin_head_timeout"), 1.0);
+    for address in addresses {
+        sluice.wait_until_nothing_is_open_to(address);
+    }
+}
+
+#[test]
+fn what_has_a_body_or_an_effect_is_asked_once() {
+    let slow = Origin::start(|peer| {
+        while peer.request().is_some() {
+            std::thread::sleep(Duration::from_millis(150));
+            peer.send(ok("slow"));
+        }
+    });
+    let addresses = [slow.address];
+    let sluice = Sluice::start(&addresses, &hedged("after = \"10ms\""));
+    let mut client = Client::connect(&sluice);
+    for request in [
+        "POST /h/ HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n",
+        "PUT /h/ HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\nx",
+        &get("/unhedged"),
+    ] {
+        client.send(request);
+        assert_eq!(client.response().text(), "slow");
+    }
+    assert_eq!(slow.requests().len(), 3);
+    assert_eq!(client.get("/h/").text(), "slow");
+    assert_eq!(slow.requests().len(), 5, "a GET is asked twice");
+}
+
+#[test]
+fn hedges_end_with_the_budget_of_retries() {
+    let (slow, origin) = (silent(), Origin::echoing());
+    let addresses = [slow.address, origin.address];
+    let more = hedged("after = \"20ms\"")
+        + "timeout = { first_byte = \"200ms\" }\nretry = { retries = 0 }\n\
+           [tunables]\n\"upstream.retry_budget_percent\" = 0\n\"upstream.retries_per_second_min\" = 0\n";
+    let sluice = Sluice::start(&addresses, &more);
+    let mut client = Client::connect(&sluice);
+    let mut statuses = [client.get("/h/").status, client.get("/h/").status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 504]);
+    assert_eq!(count(&sluice, "hedges", &addresses), 0.0);
+    assert_eq!(count(&sluice, "retries_denied", &addresses), 1.0);
+}
+
+#[test]
+fn what_is_long_is_learned_from_the_calls() {
+    let asked = AtomicUsize::new(0);
+    // The one that is slow is slow the first time only.
+    let origin = Origin::start(move |peer| {
+        while let Some(request) = peer.request() {
+            if request.path() == "/h/slow" && asked.fetch_add(1, SeqCst) == 0 {
+                return peer.wait_for_end();
+            }
+            peer.send(ok(request.path()));
+        }
+    });
+    let sluice = Sluice::start(&[origin.address], &hedged("after = \"p95\""));
+    let mut client = Client::connect(&sluice);
+    for _ in 0..60 {
+        assert_eq!(client.get("/h/fast").text(), "/h/fast");
+    }
+    let started = Instant::now();
+    assert_eq!(client.get("/h/slow").text(), "/h/slow");
+    assert!(
+        started.elapsed() < PATIENCE / 2,
+        "long before any deadline of the call"
+    );
+    assert!(count(&sluice, "hedges_won", &[origin.address]) >= 1.0);
+}
