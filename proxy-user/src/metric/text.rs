@@ -237,14 +237,10 @@ impl Page<'_> {
     }
 
     fn log(&mut self, registry: &Registry) -> Result<(), Error> {
-        let workers = registry.workers.iter();
-        let dropped: u64 = workers.map(|worker| worker.log_dropped.value()).sum();
         let failed = registry.control.log_failed.load(Relaxed);
-        self.counter(
-            "log_dropped",
-            "Lines of the access log that were not written: the file or its reader was slow, full or gone.",
-            dropped + failed,
-        )
+        let workers = registry.workers.iter().map(|w| w.log_dropped.value());
+        let help = "Lines of the access log that were not written: its file or reader was slow, full or gone.";
+        self.counter("log_dropped", help, workers.sum::<u64>() + failed)
     }
 
     fn overload(&mut self, registry: &Registry) -> Result<(), Error> {
