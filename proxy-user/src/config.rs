@@ -9,13 +9,16 @@ mod consumer;
 mod context;
 mod datapath;
 pub mod diagnostic;
+mod error_page;
 mod field;
 mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod health;
+mod hops;
 mod listener;
 mod load;
+mod log;
 mod names;
 mod pattern;
 mod policy;
@@ -45,8 +48,11 @@ pub use address::parse_endpoint_address;
 pub use balance::{Attribute, Balance, Hashing};
 pub use context::CertificateCheck;
 pub use diagnostic::{Diagnostic, Place, Severity};
+pub use error_page::ErrorPages;
 pub use health::{Eject, Health, Statuses};
+pub use hops::{Network, Trusted};
 pub use load::{Loaded, load, load_checked};
+pub use log::{AccessLog, LogField, LogTarget};
 pub use prefix::{Nearness, prefixes, shares};
 pub use probe::{CaPem, HttpProbe, Probe, ProbeKind, Trust};
 pub use resilience::{Breaker, Hedge, HedgeAfter, Retry, RetryOn, Timeout};
@@ -55,6 +61,7 @@ pub use source::{Bundle, Disk, FILE_BYTES_MAX, Reader, RecordingReader};
 pub use sticky::{SameSite, Sticky};
 pub use upstream::WEIGHT_MAX as ENDPOINT_WEIGHT_MAX;
 
+pub use crate::message::{Claim, Page};
 pub use crate::tunable::Origin;
 
 /// The path of the configuration that is built in, for `load`.
@@ -74,6 +81,7 @@ pub fn embedded() -> &'static str {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub datapath: Datapath,
+    pub access_log: Option<AccessLog>,
     pub listeners: Vec<Listener>,
     /// In the order written; precedence is `route`'s matter.
     pub routes: Vec<Route>,
@@ -158,6 +166,12 @@ pub struct Listener {
     pub name: String,
     pub addresses: Vec<ListenAddress>,
     pub mode: ListenerMode,
+    /// Hops that are believed when they say who asked them.
+    pub trusted: Option<Trusted>,
+    /// What `Via` calls us towards origins; `None`: there is none.
+    pub via: Option<String>,
+    /// Its exchanges stand in the access log, unless their route says otherwise.
+    pub is_logged: bool,
     pub at: Origin,
 }
 
@@ -291,6 +305,12 @@ pub struct Route {
     pub retry: Retry,
     /// Only with an action that asks an upstream.
     pub hedge: Option<Hedge>,
+    /// Trailers that pass, either way, lower case; all others are dropped.
+    pub trailers: Vec<String>,
+    /// What clients get in place of our own answers to what was refused.
+    pub errors: ErrorPages,
+    /// Its exchanges stand in the access log; `None` = as the listener says.
+    pub is_logged: Option<bool>,
     pub at: Origin,
 }
 
@@ -527,10 +547,11 @@ impl ListenAddress {
 
     /// Whether an address is one of its.
     pub fn has_ip(&self, ip: IpAddr) -> bool {
-        let shift = u32::from(self.bits() - self.prefix_bits);
-        let prefix = |number: u128| number.checked_shr(shift).unwrap_or(0);
-        ip.is_ipv4() == self.socket.is_ipv4()
-            && prefix(number(ip)) == prefix(number(self.socket.ip()))
+        let network = Network {
+            first: self.socket.ip(),
+            prefix_bits: self.prefix_bits,
+        };
+        network.contains(ip)
     }
 
     /// How many addresses with how many ports it stands for: entries of the kernel half's.

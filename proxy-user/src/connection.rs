@@ -8,8 +8,8 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::drain::{Drain, Stop};
-use crate::exchange::{self, Client, Gateway, Next};
-use crate::net::{self, Either, Stream};
+use crate::exchange::{self, Client, Gateway, Next, Opening, microseconds};
+use crate::net::{self, Either, Instant, Stream};
 use crate::tls::{HandshakeError, Transport};
 
 /// How long the client may go on sending after our last byte. Closed at once, the kernel would answer what still comes with
@@ -48,6 +48,7 @@ pub struct Open {
     key: usize,
     place: Rc<Place>,
     drain: Rc<Drain>,
+    accepted: Instant,
 }
 
 impl Connections {
@@ -91,6 +92,7 @@ impl Connections {
             key: self.entries.borrow_mut().insert(entry),
             place: Rc::clone(place),
             drain,
+            accepted: net::now(),
         }
     }
 }
@@ -112,11 +114,18 @@ pub fn future_bytes() -> usize {
 /// Serves a connection from its first byte to its last.
 pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
     let Open { place, drain, .. } = open;
+    let begun = net::now();
+    let mut opening = Opening {
+        accept_us: microseconds(begun.since(open.accepted)),
+        tls_us: None,
+    };
     // Asked to stop now, whatever goes on is dropped, and its connections are closed.
     net::select(
         async {
             if let Some(transport) = shake_hands(gateway, place, stream).await {
-                let mut client = Client::new(transport);
+                let is_tls = transport.tls().is_some();
+                opening.tls_us = is_tls.then(|| microseconds(net::now().since(begun)));
+                let mut client = Client::new(transport, opening);
                 converse(gateway, place, drain, &mut client).await;
             }
         },

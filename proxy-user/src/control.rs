@@ -1,5 +1,6 @@
 //! The only code that changes a running daemon: reload, drain, bans, health, tunables. One thread, tokio on tokio-uring or alone.
 
+mod access_log;
 mod bans;
 pub mod channel;
 pub mod configuration;
@@ -179,6 +180,7 @@ async fn serve(
 ) -> Result<ExitCode> {
     let (answers, mut probed) = mpsc::channel(QUEUE);
     control.start_probes(answers);
+    control.start_access_log()?;
     let (answers, mut named) = mpsc::channel(QUEUE);
     control.start_names(answers);
     control.apply(*first, sockets)?;
@@ -199,6 +201,7 @@ async fn serve(
                 Some((ToDaemon::Apply(apply), sockets)) => control.apply(*apply, sockets)?,
                 Some((ToDaemon::NotApplied(diagnostics), _)) => control.not_applied(diagnostics),
                 Some((ToDaemon::Attached(interfaces), _)) => control.attached(interfaces),
+                Some((ToDaemon::AccessLog, files)) => control.log_to(files),
                 Some((ToDaemon::Drain, _)) => control.drain(),
                 Some((ToDaemon::Stop, _)) => control.stop(),
                 // The keeper is gone, and with it whoever would look after us.
@@ -214,6 +217,7 @@ async fn serve(
             _ = pace.tick(), if control.is_seeking() => control.seek()?,
             _ = tick.tick() => {
                 if let Some(code) = control.look_after_workers()? {
+                    control.end_log().await;
                     return Ok(code);
                 }
             }

@@ -1,18 +1,19 @@
 //! The way of one request and its response: read head, find route, run policies, act, stream the bodies, report.
 
 mod gateway;
+mod notes;
 mod relay;
 mod reply;
 
-use std::cell::Cell;
 use std::net::IpAddr;
 
+use crate::access_log::Span;
 use crate::codec::h1::{Body, BodyDecoder, Wire};
-use crate::config::{Action, Route};
+use crate::config::{self, Action, Route};
 use crate::drain::{Drain, Stop};
 use crate::message::{Framing, Reply, RequestHead, ResponseHead};
 use crate::metric;
-use crate::net::{self, Instant};
+use crate::net;
 use crate::offload;
 use crate::policy::{Facts, Step};
 use crate::report::Report;
@@ -20,6 +21,8 @@ use crate::snapshot::Snapshot;
 use crate::tls::Transport;
 
 pub use gateway::Gateway;
+use notes::{Logged, Notes};
+pub use notes::{Opening, microseconds};
 
 /// A client as its exchanges know it; the memory of its heads is used again for each.
 pub struct Client {
@@ -29,8 +32,7 @@ pub struct Client {
     response: ResponseHead,
     /// Exchanges so far.
     exchanges: u32,
-    /// The status that was sent in the present exchange; 0 as long as none was.
-    status: Cell<u16>,
+    opening: Opening,
 }
 
 /// Where requests come from.
@@ -58,14 +60,16 @@ struct Exchange<'e> {
     gateway: &'e Gateway,
     snapshot: &'e Snapshot,
     client: &'e Origin,
+    listener: &'e config::Listener,
+    /// Who asks: the peer, or who stands behind it where it is a hop that is trusted.
+    source: IpAddr,
+    is_through_hop: bool,
     out: &'e Transport,
-    started: Instant,
     metrics: &'e metric::Route,
     /// The client lets its connection live on, and this is not the last exchange that it may have.
     keep_alive: bool,
     drain: &'e Drain,
-    /// See [`Client`].
-    status: &'e Cell<u16>,
+    notes: &'e Notes,
 }
 
 /// A request for this path panics where its policies would run.
@@ -83,7 +87,7 @@ pub const PANICS_IN: &str = "/panics/in";
 pub const STALLS_AT: &str = "/stalls";
 
 impl Client {
-    pub fn new(transport: impl Into<Transport>) -> Self {
+    pub fn new(transport: impl Into<Transport>, opening: Opening) -> Self {
         let wire = Wire::new(transport);
         let address = wire.transport().peer().ip().to_canonical();
         let scheme = if wire.transport().tls().is_some() {
@@ -101,7 +105,7 @@ impl Client {
             request: RequestHead::default(),
             response: ResponseHead::default(),
             exchanges: 0,
-            status: Cell::new(0),
+            opening,
         }
     }
 
@@ -116,18 +120,35 @@ impl Client {
 /// `drain` is the connection's: when it is to stop soon, the client is told that this was the last exchange. A panic costs this
 /// exchange and nothing else.
 pub async fn serve(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
-    client.status.set(0);
-    match net::caught(serve_one(gateway, client, listener, drain)).await {
+    let snapshot = gateway.snapshot();
+    let notes = Notes::new(&snapshot);
+    let logged = Logged {
+        gateway,
+        snapshot: &snapshot,
+        client,
+        listener,
+        notes: &notes,
+    };
+    let place = (listener, drain);
+    match net::caught(serve_one(gateway, &snapshot, logged.client, &notes, place)).await {
         Ok(next) => next,
         // The message was printed by the panic itself.
-        Err(_) => excuse(gateway, client, listener, drain).await,
+        Err(_) => excuse(gateway, &snapshot, logged.client, &notes, place).await,
     }
 }
 
 /// The story of one exchange.
-async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drain: &Drain) -> Next {
-    let snapshot = gateway.snapshot();
-    let Some(at) = snapshot.listeners.get(listener) else {
+async fn serve_one(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    client: &mut Client,
+    notes: &Notes,
+    (listener, drain): (usize, &Drain),
+) -> Next {
+    let (Some(at), Some(of_listener)) = (
+        snapshot.listeners.get(listener),
+        snapshot.config.listeners.get(listener),
+    ) else {
         return Next::Close;
     };
     let Client {
@@ -139,25 +160,31 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     let (mut reader, out) = wire.split();
     let mut exchange = Exchange {
         gateway,
-        snapshot: &snapshot,
+        snapshot,
         client: &client.origin,
+        listener: of_listener,
+        source: client.origin.address,
+        is_through_hop: false,
         out,
-        started: net::now(),
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        status: &client.status,
+        notes,
     };
 
-    let deadline = exchange.started + snapshot.tunables.http.head_timeout;
+    let deadline = notes.started() + snapshot.tunables.http.head_timeout;
     let limits = &snapshot.request_limits;
     let head = reader
         .head(deadline, |bytes| request.parse(bytes, limits))
         .await;
     if let Err(error) = head {
-        return exchange.refuse_head(error).await;
+        request.forget();
+        request.identify(false, || gateway.new_id());
+        return exchange.refuse_head(error, request).await;
     }
     drain.note_begun(true);
+    notes.is_asked.set(true);
+    notes.end(Span::Head);
     client.exchanges = client.exchanges.saturating_add(1);
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
     exchange.keep_alive = request.keep_alive() && !is_last && !gateway.overload().closes();
@@ -167,6 +194,10 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
         return exchange.reply(reply, request, &mut body).await;
     }
 
+    if !exchange.recognise(request) {
+        let looped = Reply::new(508, "loop");
+        return exchange.reply(looped, request, &mut body).await;
+    }
     let Some(found) = snapshot
         .routes
         .find(listener, request.host(), request.path())
@@ -178,7 +209,10 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
     let index = found.index;
     let route = &snapshot.config.routes[index];
     exchange.metrics = &at.routes[index];
-    if let Err(reply) = exchange.admit(route, request) {
+    notes.route.set(Some(index as u32));
+    let admitted = exchange.admit(route, request);
+    notes.end(Span::Route);
+    if let Err(reply) = admitted {
         return exchange.reply(reply, request, &mut body).await;
     }
     match &route.action {
@@ -205,33 +239,60 @@ async fn serve_one(gateway: &Gateway, client: &mut Client, listener: usize, drai
 }
 
 /// Answers in place of an exchange that has panicked, if nothing was answered yet.
-async fn excuse(gateway: &Gateway, client: &Client, listener: usize, drain: &Drain) -> Next {
+async fn excuse(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    client: &Client,
+    notes: &Notes,
+    (listener, drain): (usize, &Drain),
+) -> Next {
     gateway.metrics().panics.add(1);
-    let snapshot = gateway.snapshot();
-    let Some(at) = snapshot.listeners.get(listener) else {
+    let (Some(at), Some(of_listener)) = (
+        snapshot.listeners.get(listener),
+        snapshot.config.listeners.get(listener),
+    ) else {
         return Next::Abort;
     };
-    if client.status.get() > 0 {
+    if notes.status.get() > 0 {
+        notes.reason.set("panic");
         return Next::Abort;
     }
     let exchange = Exchange {
         gateway,
-        snapshot: &snapshot,
+        snapshot,
         client: &client.origin,
+        listener: of_listener,
+        source: client.origin.address,
+        is_through_hop: false,
         out: client.wire.transport(),
-        started: net::now(),
         metrics: &at.unrouted,
         keep_alive: false,
         drain,
-        status: &client.status,
+        notes,
     };
-    exchange.refuse(&Reply::new(500, "panic"), None).await
+    exchange
+        .refuse(&Reply::new(500, "panic"), &client.request)
+        .await
 }
 
 impl Exchange<'_> {
     /// The connection may live on, as far as the client and we are concerned. A drain may begin while the answer is awaited.
     fn keep_alive(&self) -> bool {
         self.keep_alive && !self.drain.is(Stop::Soon)
+    }
+
+    /// Finds out who asks, and gives the request its id. False for a request that has come through us before.
+    fn recognise(&mut self, request: &mut RequestHead) -> bool {
+        let trusted = self.listener.trusted.as_ref();
+        let hop = trusted.filter(|trusted| trusted.contains(self.client.address));
+        self.is_through_hop = hop.is_some();
+        request.identify(self.is_through_hop, || self.gateway.new_id());
+        if let Some(trusted) = hop {
+            let client = request.believe(trusted.claim, |ip| trusted.contains(ip));
+            self.source = client.unwrap_or(self.source);
+        }
+        let via = self.listener.via.as_ref();
+        !via.is_some_and(|pseudonym| request.came_via(pseudonym))
     }
 
     /// Runs what stands between a route and its action: its policies, in their order, and the size that a body may have.
@@ -242,7 +303,7 @@ impl Exchange<'_> {
             STALLS_AT => std::thread::sleep(std::time::Duration::from_millis(100)),
             _ => {}
         }
-        let (snapshot, source) = (self.snapshot, self.client.address);
+        let (snapshot, source) = (self.snapshot, self.source);
         if matches!(request.framing(), Framing::Length(length) if length > snapshot.tunables.http.body_bytes_max as u64)
         {
             return Err(Reply::new(413, "body_too_large"));
@@ -264,7 +325,8 @@ impl Exchange<'_> {
             let Step::Refuse(refusal) = step else {
                 continue;
             };
-            if refusal.offence.is_some() {
+            // Behind a hop there may be many, and its address is no client's.
+            if refusal.offence.is_some() && !self.is_through_hop {
                 let generation = snapshot.generation;
                 self.gateway.report(Report::Offence {
                     source,
@@ -275,7 +337,10 @@ impl Exchange<'_> {
             return Err(refusal.reply);
         }
         if let Some(consumer) = facts.consumer {
-            self.gateway.identify(source, consumer);
+            request.set_consumer(consumer);
+            if !self.is_through_hop {
+                self.gateway.identify(source, consumer);
+            }
         }
         Ok(())
     }
@@ -283,10 +348,10 @@ impl Exchange<'_> {
 
 impl Drop for Exchange<'_> {
     fn drop(&mut self) {
-        let status = self.status.get();
+        let status = self.notes.status.get();
         // An exchange that sent nothing has no status: its client was gone.
         if status > 0 {
-            let took = net::now() - self.started;
+            let took = net::now() - self.notes.started();
             let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             self.metrics.count(self.gateway.worker(), status, took_us);
         }

@@ -2,6 +2,7 @@
 //!
 //! It reads files and signals and what the daemon says, and never a byte from the network.
 
+mod access_log;
 mod daemon;
 pub mod host;
 mod privilege;
@@ -98,6 +99,14 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
+    // Before rights are given up, so that a folder that root must force is good for the start.
+    let access_log = match access_log::open(&loaded.config) {
+        Ok(file) => file,
+        Err(faults) => {
+            tell(&faults, settings.colour);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     let admin = admin_socket(&settings.admin, user.as_ref())?;
     let kernel = start_kernel(&settings, &loaded)?;
     let cells = rate_cells(kernel.as_ref(), &loaded.tunables)?;
@@ -112,7 +121,7 @@ pub fn run(settings: Settings) -> Result<ExitCode> {
         kernel,
         cells,
     });
-    keeper.run(loaded, bundle, sockets)
+    keeper.run(loaded, bundle, sockets, access_log)
 }
 
 /// Addresses that cannot be listened on. While the instance runs its own addresses are taken by itself, so that

@@ -1,5 +1,6 @@
 //! The rooms of the user half: the order in which they may use each other is in `xtask/src/tidy`.
 
+pub mod access_log;
 pub mod admin;
 pub mod call;
 pub mod cli;
@@ -10,6 +11,7 @@ pub mod control;
 pub mod datapath;
 pub mod drain;
 pub mod exchange;
+pub mod file;
 pub mod keeper;
 pub mod listener;
 pub mod message;

@@ -4,9 +4,11 @@
 //! two origins could read in two ways is a way past a policy. What goes on is encoded from our own parse.
 //! httparse reads field lines; it lets pass a bare LF, leading empty lines and more, so `scan` looks at the raw lines first.
 
+mod accept;
 mod authority;
 mod encode;
 mod fields;
+mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod meaning;
@@ -20,9 +22,12 @@ mod tests;
 
 use std::ops::Range;
 
-pub use encode::{Answer, Forward};
-pub use fields::{Fields, is_field_name, is_field_value};
-pub use reply::{CONTINUE, Delivery, Reply, encode_reply, reason_phrase};
+pub use accept::Form;
+pub(crate) use authority::push_decimal;
+pub use encode::Answer;
+pub use fields::{Fields, is_field_name, is_field_value, push_trailers};
+pub use forwarding::{Claim, Forward, Told};
+pub use reply::{CONTINUE, Delivery, Page, Reply, encode_reply, reason_phrase};
 pub use request::{Method, RequestHead};
 pub use response::ResponseHead;
 

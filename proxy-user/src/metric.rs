@@ -119,6 +119,8 @@ pub struct Worker {
     pub panics: Counter,
     /// Reports to control that found the queue full.
     pub reports_dropped: Counter,
+    /// Lines of the access log that nobody was ready to write.
+    pub log_dropped: Counter,
     /// Connections closed because their source was banned.
     pub connections_banned: Counter,
     /// By signal, in the order of `overload::Signal::ALL`.
@@ -325,6 +327,8 @@ pub struct Control {
     pub daemon_restarts: AtomicU64,
     pub probes: AtomicU64,
     pub probes_failed: AtomicU64,
+    /// Lines of the access log that could not be written.
+    pub log_failed: AtomicU64,
     /// Names looked up, all rounds.
     pub lookups: AtomicU64,
     pub lookups_failed: AtomicU64,

@@ -1,13 +1,10 @@
 //! What a worker tells control: small facts on a bounded queue; what does not fit is dropped and counted.
 
+pub mod queue;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::metric;
 
@@ -35,29 +32,25 @@ pub enum Report {
 /// A worker's end of the queue. Sending never waits.
 #[derive(Clone, Debug)]
 pub struct Sender {
-    queue: SyncSender<Report>,
-    bell: Arc<Bell>,
+    queue: queue::Sender<Report>,
     metrics: Arc<metric::Worker>,
 }
 
 impl Sender {
     /// Sends one report, or counts it as dropped when the queue is full or nobody listens any more.
     pub fn send(&self, report: Report) {
-        match self.queue.try_send(report) {
-            Ok(()) => self.bell.ring(),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.metrics.reports_dropped.add(1)
-            }
+        if !self.queue.send(report) {
+            self.metrics.reports_dropped.add(1);
         }
     }
 }
 
 /// Where senders come from.
 #[derive(Debug)]
-pub struct Queue {
-    queue: SyncSender<Report>,
-    bell: Arc<Bell>,
-}
+pub struct Queue(queue::Sender<Report>);
+
+/// Control's end of the queue.
+pub type Reports = queue::Receiver<Report>;
 
 impl Queue {
     /// A queue, and the end that control reads.
@@ -65,79 +58,15 @@ impl Queue {
     /// # Errors
     /// No descriptor is left.
     pub fn new() -> io::Result<(Self, Reports)> {
-        let (sender, receiver) = sync_channel(QUEUE_MAX);
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let bell = Arc::new(Bell {
-            event: EventFd::from_value_and_flags(0, flags)?,
-            rung: AtomicBool::new(false),
-        });
-        let queue = Self {
-            queue: sender,
-            bell: Arc::clone(&bell),
-        };
-        let reports = Reports {
-            queue: receiver,
-            bell,
-        };
-        Ok((queue, reports))
+        let (sender, reports) = queue::bounded(QUEUE_MAX)?;
+        Ok((Self(sender), reports))
     }
 
     /// The end of one worker; what it drops is counted in its `metrics`.
     pub fn sender(&self, metrics: Arc<metric::Worker>) -> Sender {
         Sender {
-            queue: self.queue.clone(),
-            bell: Arc::clone(&self.bell),
+            queue: self.0.clone(),
             metrics,
-        }
-    }
-}
-
-/// Control's end of the queue: its descriptor is readable when there is something to take.
-#[derive(Debug)]
-pub struct Reports {
-    queue: Receiver<Report>,
-    bell: Arc<Bell>,
-}
-
-impl Reports {
-    /// What there is, as far as it goes at a time: a flood does not keep control here. What is left rings again.
-    pub fn take(&self) -> Vec<Report> {
-        // In this order. Were the event read last, it would swallow a ring of this very moment, and the bell would count as
-        // rung for ever. And a swap, not a store: it sees what was sent before a ring that found the bell rung already.
-        let _ = self.bell.event.read();
-        self.bell.rung.swap(false, Ordering::AcqRel);
-        let taken: Vec<Report> = self.queue.try_iter().take(QUEUE_MAX).collect();
-        if taken.len() == QUEUE_MAX {
-            self.bell.ring();
-        }
-        taken
-    }
-}
-
-impl AsFd for Reports {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.event.as_fd()
-    }
-}
-
-impl AsRawFd for Reports {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
-    }
-}
-
-#[derive(Debug)]
-struct Bell {
-    event: EventFd,
-    /// Rung and not yet answered: rings in between need no system call.
-    rung: AtomicBool,
-}
-
-impl Bell {
-    fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            // Its counter is far from its end, so the write cannot fail.
-            let _ = self.event.write(1);
         }
     }
 }
@@ -145,6 +74,7 @@ impl Bell {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn what_does_not_fit_is_counted_and_nobody_waits() -> io::Result<()> {

@@ -20,7 +20,9 @@ pub use drop_in::{
 };
 pub use knob::{Class, Kind, Tunable, list};
 pub use sysctl::{Answer, Form, Query, render, write};
-pub use tree::{EncodedSlash, MssClamp, NetBackend, TREE, UnderscoreFields, Values};
+pub use tree::{
+    EncodedSlash, ForwardedFields, MssClamp, NetBackend, TREE, UnderscoreFields, Values,
+};
 
 /// Where a value came from: what error messages, `status` and `sysctl --long` name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,9 +23,10 @@ use crate::net::{self, Either, Instant};
 use crate::offload::{self, Cells, Denied};
 use crate::overload::{self, Sensors};
 use crate::snapshot::Snapshot;
-use crate::{metric, report};
+use crate::{access_log, metric, report};
 
-/// How often idle connections to endpoints are looked through, and an end of draining is looked for.
+/// How often idle connections to endpoints are looked through and lines of the log handed over, and how often an end of
+/// draining is looked for.
 const SWEEP: Duration = Duration::from_millis(500);
 const DRAIN_SWEEP: Duration = Duration::from_millis(20);
 
@@ -61,6 +62,7 @@ pub struct Shared {
     /// Rung after a command was sent.
     pub doorbell: net::Doorbell,
     pub reports: report::Sender,
+    pub access_log: access_log::Queue,
     pub cells: Arc<Cells>,
     pub denied: Arc<Denied>,
     pub metrics: Arc<metric::Worker>,
@@ -165,7 +167,15 @@ struct Worker {
 impl Worker {
     fn new(index: usize, shared: &Shared, snapshot: &Snapshot) -> Self {
         let (cells, metrics) = (Arc::clone(&shared.cells), Arc::clone(&shared.metrics));
-        let gateway = Gateway::new(index, snapshot, cells, metrics, shared.reports.clone());
+        let access_log = shared.access_log.log(Arc::clone(&shared.metrics));
+        let gateway = Gateway::new(
+            index,
+            snapshot,
+            cells,
+            metrics,
+            shared.reports.clone(),
+            access_log,
+        );
         let accepting = Rc::new(Accepting::new(gateway, Arc::clone(&shared.denied)));
         net::spawn(watch_overload(Rc::clone(&accepting)));
         Self {
@@ -245,6 +255,8 @@ impl Worker {
 
     fn sweep(&self) {
         let gateway = &self.accepting.gateway;
+        let buffers_max = gateway.snapshot().tunables.log.buffers_max;
+        gateway.access_log().flush_early(buffers_max as usize);
         let idle_timeout = gateway.snapshot().tunables.upstream.idle_timeout;
         let now_ns = net::now().as_ns();
         let idle_ns = u64::try_from(idle_timeout.as_nanos()).unwrap_or(u64::MAX);

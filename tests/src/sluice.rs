@@ -21,7 +21,7 @@ use crate::{http, sandbox, wait};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The variable by which a whole test run is made on one back-end of the workers: `uring` or `epoll`.
-const BACKEND: &str = "SLUICE_NET_BACKEND";
+pub const BACKEND: &str = "SLUICE_NET_BACKEND";
 
 /// A running Sluice.
 pub struct Sluice {

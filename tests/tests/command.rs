@@ -1,6 +1,7 @@
 //! The program at the command line: what it refuses, in which words, with which exit code. Needs no root.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -120,6 +121,28 @@ fn a_key_that_does_not_match_its_certificate_is_refused() -> Result<()> {
         "{:?}\n{said}",
         done.status
     );
+    Ok(())
+}
+
+#[test]
+fn a_log_in_a_folder_that_others_may_write_to_is_found_before_the_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let logs = folder.path().join("logs");
+    fs::create_dir(&logs)?;
+    let path = folder.path().join("sluice.toml");
+    let log = "[log]\naccess = { file = \"logs/access.log\" }\n";
+    fs::write(&path, format!("{log}{GOOD}"))?;
+    for (mode, code) in [(0o755, 0), (0o777, 1)] {
+        fs::set_permissions(&logs, fs::Permissions::from_mode(mode))?;
+        let done = check(&path)?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.code() == Some(code), "{mode:o}: {said}");
+        ensure!(
+            said.contains("others may write to") == (code == 1),
+            "{said}"
+        );
+    }
+    ensure!(!logs.join("access.log").exists(), "check has made the file");
     Ok(())
 }
 

@@ -19,6 +19,8 @@ pub use wire::{Body, BodyError, HeadError, Reader, Wire};
 #[derive(Debug)]
 pub struct BodyDecoder {
     state: State,
+    /// See [`Self::keep_trailers`].
+    trailers: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,22 @@ impl BodyDecoder {
             Framing::Chunked => State::Chunked(Chunks::new(limits)),
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state }
+        Self {
+            state,
+            trailers: Vec::new(),
+        }
+    }
+
+    /// Lets the trailer section be kept; to be called before the first byte.
+    pub fn keep_trailers(&mut self) {
+        if let State::Chunked(chunks) = &mut self.state {
+            chunks.keep_trailers();
+        }
+    }
+
+    /// The trailer section of a complete body, field lines as they came; empty where there is none.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     /// The body is complete.
@@ -85,8 +102,10 @@ impl BodyDecoder {
                 }
             }
         };
-        if piece.end {
-            self.state = State::Ended;
+        if piece.end
+            && let State::Chunked(chunks) = std::mem::replace(&mut self.state, State::Ended)
+        {
+            self.trailers = chunks.into_trailers();
         }
         Ok(piece)
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{ListenAddress, Protocol};
+use super::{ListenAddress, Network, Protocol};
 use crate::tunable::unit::shown;
 
 /// Parse `IP[/PREFIX]:PORT[-PORT][/tcp|/udp]`, with `*` for every port.
@@ -75,6 +75,35 @@ pub fn parse_listen_address(text: &str) -> Result<ListenAddress, String> {
         ));
     }
     Ok(listened)
+}
+
+/// Parse `IP` or `IP/PREFIX`.
+///
+/// # Errors
+/// A sentence that says what is wrong and how it is written.
+pub fn parse_network(text: &str) -> Result<Network, String> {
+    let (ip, bits) = match text.split_once('/') {
+        Some((ip, bits)) => (ip, Some(bits)),
+        None => (text, None),
+    };
+    let wrong = |why: String| Err(format!("`{}` {why}", shown(text)));
+    let Ok(first) = ip.parse::<IpAddr>() else {
+        return wrong("is no network: write it like 10.0.0.0/8 or 2001:db8::/32".into());
+    };
+    let most = if first.is_ipv4() { 32 } else { 128 };
+    let prefix_bits = match bits.map(str::parse::<u8>) {
+        None => most,
+        Some(Ok(bits)) if bits <= most => bits,
+        Some(_) => return wrong(format!("has a prefix that is no number from 0 to {most}")),
+    };
+    if let Some(network) = network_of(first, most - prefix_bits)
+        && network != first
+    {
+        return wrong(format!(
+            "has bits behind its prefix: its first address is {network}"
+        ));
+    }
+    Ok(Network { first, prefix_bits })
 }
 
 /// The address without its last bits; None where none is left out.

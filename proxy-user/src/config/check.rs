@@ -10,14 +10,16 @@ use super::problem::{Problems, Spot};
 use super::route::RouteDraft;
 use super::table::Value;
 use super::{
-    Action, Attribute, Balance, Diagnostic, Hashing, ListenerMode, PathMatch, Policy, PolicyKind,
-    RateKey, Resolver, Route, Upstream,
+    AccessLog, Action, Attribute, Balance, Diagnostic, Hashing, ListenerMode, LogField, PathMatch,
+    Policy, PolicyKind, RateKey, Resolver, Route, Upstream,
 };
 use crate::tunable::Tunables;
 
 /// Everything that was read. A part that was bad is `None`, so that the others can be checked all the same.
 pub(super) struct Whole<'s> {
     pub datapath: Option<DatapathDraft<'s>>,
+    /// `None`: there is no `[log]`; `Some(None)`: a bad one.
+    pub access_log: Option<Option<AccessLog>>,
     pub listeners: Vec<Option<ListenerDraft<'s>>>,
     pub routes: Vec<Option<RouteDraft<'s>>>,
     pub policies: Vec<Option<(Policy, Spot<'s>)>>,
@@ -44,6 +46,7 @@ impl<'s> Whole<'s> {
         self.check_serving();
         self.check_policy_order();
         self.check_bans();
+        self.check_logged_keys();
         if !problems.has_errors() {
             self.warn_of_unused();
             self.warn_of_deaf_upstreams();
@@ -234,6 +237,26 @@ impl<'s> Whole<'s> {
             .nth(max);
         if let Some((_, spot)) = beyond {
             spot.refuse::<()>(format!("more than {max} policies ban"), "", None);
+        }
+    }
+
+    /// A field that holds keys is not logged.
+    fn check_logged_keys(&self) {
+        let Some(Some(log)) = &self.access_log else {
+            return;
+        };
+        for (policy, spot) in self.policies.iter().flatten() {
+            let PolicyKind::ApiKey(keys) = &policy.kind else {
+                continue;
+            };
+            if log.fields.contains(&LogField::Request(keys.header.clone())) {
+                let message = format!(
+                    "the access log names request.{}, which holds the keys of this policy",
+                    keys.header
+                );
+                let help = "log `consumer` instead: whose key it is".to_owned();
+                spot.refuse::<()>(message, "", Some(help));
+            }
         }
     }
 

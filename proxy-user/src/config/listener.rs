@@ -3,6 +3,7 @@
 use super::address::parse_listen_address;
 use super::certificate::certificates;
 use super::context::Context;
+use super::hops;
 use super::problem::Spot;
 use super::table::{Section, Value};
 use super::{
@@ -39,11 +40,22 @@ pub(super) fn listener<'s>(
         section.find("tls"),
         section.find("forward"),
     );
+    let [trusted, via, log] = ["trusted", "via", "log"].map(|key| section.find(key));
+    let of_l7 = [&serve, &tls, &trusted, &via, &log].map(Option::clone);
     let forwards = forward.is_some();
     let mode = match forward {
-        Some(forward) => forwarding(&forward, [serve, tls], context),
+        Some(forward) => forwarding(&forward, of_l7, context),
         None => serving(section, serve, tls, context),
     };
+    let trusted = match trusted {
+        Some(value) => hops::trusted(&value).map(Some),
+        None => Some(None),
+    };
+    let via = match via {
+        Some(value) => value.parsed(hops::parse_pseudonym).map(Some),
+        None => Some(None),
+    };
+    let is_logged = log.map_or(Some(true), |value| value.switch());
     section.finish();
     let (addresses, spots): (Vec<_>, Vec<_>) = addresses?.into_iter().unzip();
     check_family(forwards, &addresses, &spots)?;
@@ -52,6 +64,9 @@ pub(super) fn listener<'s>(
         name: name?.to_owned(),
         addresses,
         mode,
+        trusted: trusted?,
+        via: via?,
+        is_logged: is_logged?,
         at: section.spot.origin(),
     };
     Some(ListenerDraft {
@@ -80,7 +95,7 @@ fn addresses<'s>(value: &Value<'s>) -> Option<Vec<(ListenAddress, Spot<'s>)>> {
 /// `forward = { upstream = "...", via = "nat" }`: nothing of L7 beside it.
 fn forwarding<'s>(
     forward: &Value<'s>,
-    l7: [Option<Value<'s>>; 2],
+    l7: [Option<Value<'s>>; 5],
     context: &Context<'s>,
 ) -> Option<ListenerMode> {
     let mut is_good = true;

@@ -13,7 +13,7 @@ use super::settings::{configured, drop_ins};
 use super::source::{FILE_BYTES_MAX, Reader, failure};
 use super::table::Section;
 use super::{Config, Diagnostic, EMBEDDED_FOLDER, Origin, Resolver};
-use super::{datapath, listener, policy, resolver, route, upstream};
+use super::{datapath, listener, log, policy, resolver, route, upstream};
 use crate::tunable::Tunables;
 
 /// Most files in `conf.d`, and most objects of one kind over all files.
@@ -131,6 +131,7 @@ fn decoded(index: usize, path: &Path, bytes: Vec<u8>, problems: &Problems) -> Op
 /// All sections of one kind, over all files.
 struct Sections<'s> {
     datapath: Vec<Section<'s>>,
+    log: Vec<Section<'s>>,
     listeners: Vec<Section<'s>>,
     routes: Vec<Section<'s>>,
     policies: Vec<Section<'s>>,
@@ -201,6 +202,7 @@ fn collect<'s>(
 ) -> Sections<'s> {
     let mut sections = Sections {
         datapath: Vec::new(),
+        log: Vec::new(),
         listeners: Vec::new(),
         routes: Vec::new(),
         policies: Vec::new(),
@@ -216,6 +218,7 @@ fn collect<'s>(
         );
         let one = |key| root.find(key).and_then(|value| value.section());
         sections.datapath.extend(one("datapath"));
+        sections.log.extend(one("log"));
         sections.resolver.extend(one("resolver"));
         sections.tunables.extend(one("tunables"));
         let many = |key, max, into: &mut Vec<Section<'s>>| {
@@ -243,6 +246,7 @@ fn collect<'s>(
     }
     for (name, found) in [
         ("datapath", &sections.datapath),
+        ("log", &sections.log),
         ("resolver", &sections.resolver),
     ] {
         if let [first, second, ..] = found.as_slice() {
@@ -267,6 +271,10 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
         || Some(datapath::absent()),
         |section| datapath::datapath(section, context),
     );
+    let access_log = sections
+        .log
+        .first()
+        .map(|section| log::access_log(section, context));
     let resolver = sections
         .resolver
         .first()
@@ -294,6 +302,7 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
     (
         Whole {
             datapath,
+            access_log,
             listeners,
             routes,
             policies,
@@ -310,6 +319,10 @@ fn read_all<'s>(sections: &Sections<'s>, context: &Context<'s>) -> (Whole<'s>, W
 fn finished(whole: Whole<'_>, tunables: Written) -> Option<(Config, Tunables)> {
     let config = Config {
         datapath: whole.datapath?.datapath,
+        access_log: match whole.access_log {
+            Some(access_log) => Some(access_log?),
+            None => None,
+        },
         listeners: whole
             .listeners
             .into_iter()

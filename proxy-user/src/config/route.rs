@@ -2,16 +2,38 @@
 
 use super::action::action;
 use super::context::Context;
+use super::error_page::error_pages;
+use super::field::parse_field_name;
 use super::listener::ListenerDraft;
 use super::names::parse_name;
 use super::pattern::{parse_host, parse_path};
 use super::problem::Spot;
 use super::resilience::{Retry, Timeout, hedge, retry, timeout};
 use super::table::{Section, Value};
-use super::{Action, HostMatch, ListenerMode, PathMatch, Route};
+use super::{Action, ErrorPages, HostMatch, ListenerMode, PathMatch, Route};
 
 /// Most policies of one route.
 const POLICIES_MAX: usize = 64;
+/// Most names of trailers; more lines than twice as many are no trailers that anybody meant.
+const TRAILERS_MAX: usize = 12;
+const NO_TRAILERS: [&str; 16] = [
+    "host",
+    "authorization",
+    "proxy-authorization",
+    "www-authenticate",
+    "proxy-authenticate",
+    "cookie",
+    "set-cookie",
+    "cache-control",
+    "expect",
+    "range",
+    "location",
+    "vary",
+    "age",
+    "forwarded",
+    "via",
+    "x-request-id",
+];
 
 /// A route with the places that later checks point at.
 pub(super) struct RouteDraft<'s> {
@@ -54,6 +76,18 @@ pub(super) fn route<'s>(
             value.spot.refuse::<()>(message, "leave it out", None);
         }
     }
+    let trailers = section
+        .find("trailers")
+        .map_or(Some(Vec::new()), |value| trailers(&value));
+    let errors = section
+        .find("errors")
+        .map_or(Some(ErrorPages::default()), |value| {
+            error_pages(&value, context)
+        });
+    let is_logged = match section.find("log") {
+        Some(value) => value.switch().map(Some),
+        None => Some(None),
+    };
     section.later("tls");
     section.finish();
     let (host, path) = parsed_match?;
@@ -76,6 +110,9 @@ pub(super) fn route<'s>(
         timeout: timeout?,
         retry: retry?,
         hedge: hedge?,
+        trailers: trailers?,
+        errors: errors?,
+        is_logged: is_logged?,
         at: section.spot.origin(),
     };
     let matching = matching.map_or(section.spot, |value| value.spot);
@@ -174,4 +211,31 @@ fn policies<'s>(value: &Value<'s>, context: &Context<'s>) -> Option<Vec<(usize, 
         policies.push((index, item.spot));
     }
     is_good.then_some(policies)
+}
+
+/// Names of trailers. Nothing that frames, routes, authenticates or describes the body: who reads such a field behind the
+/// body has acted without it already (RFC 9110 section 6.5.1).
+fn trailers(value: &Value<'_>) -> Option<Vec<String>> {
+    let is_early = |name: &str| {
+        name.starts_with("content-")
+            || name.starts_with("x-forwarded-")
+            || NO_TRAILERS.contains(&name)
+    };
+    let items = value.one_or_more()?;
+    if items.len() > TRAILERS_MAX {
+        let message = format!("a route lists at most {TRAILERS_MAX} trailers");
+        return value.spot.refuse(message, "", None);
+    }
+    let names = items.iter().map(|item| {
+        item.parsed(|text| {
+            let name = parse_field_name(text)?;
+            if is_early(&name) {
+                return Err(format!(
+                    "`{name}` cannot be a trailer: it has to be known before the body"
+                ));
+            }
+            Ok(name)
+        })
+    });
+    names.collect::<Vec<_>>().into_iter().collect()
 }

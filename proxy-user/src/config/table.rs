@@ -88,6 +88,11 @@ impl<'s> Value<'s> {
         }
     }
 
+    /// `"on"` or `"off"`.
+    pub fn switch(&self) -> Option<bool> {
+        self.word(&[("on", true), ("off", false)], &[])
+    }
+
     /// `true` or `false`.
     pub fn truth(&self) -> Option<bool> {
         match self.value {

@@ -151,6 +151,40 @@ fn the_full_example_loads_as_it_is_meant() {
             },
         ]
     );
+    assert_eq!(orders.trailers, ["grpc-status", "grpc-message"]);
+    let plain = &config.listeners[2];
+    let trusted = plain.trusted.as_ref().expect("hops");
+    let trusts = ["10.9.8.7", "11.0.0.1", "2001:db8:c::1", "2001:db8:c::2"]
+        .map(|ip| trusted.contains(ip.parse().expect("an address")));
+    assert_eq!(trusts, [true, false, true, false]);
+    assert_eq!(
+        (trusted.claim, plain.via.as_deref(), plain.is_logged),
+        (Claim::Forwarded, Some("edge-1"), false)
+    );
+    let pages = [503, 404, 429, 500].map(|status| {
+        let page = orders.errors.find(status)?;
+        Some((page.content_type.as_str(), page.body.len()))
+    });
+    assert_eq!(
+        pages,
+        [
+            Some(("text/html; charset=utf-8", 14)),
+            Some(("application/json", 2)),
+            Some(("application/json", 2)),
+            None
+        ]
+    );
+    let log = config.access_log.as_ref().expect("a log");
+    assert_eq!(log.to, LogTarget::File("/var/log/sluice/access.log".into()));
+    assert_eq!((log.sample, orders.is_logged), (Some(10), Some(true)));
+    let more: Vec<_> = log.fields[LogField::DEFAULT.len()..]
+        .iter()
+        .map(LogField::name)
+        .collect();
+    assert_eq!(
+        more,
+        ["query", "request.user-agent", "response.content-type"]
+    );
     let weights: Vec<_> = config.upstreams[0]
         .endpoints
         .iter()

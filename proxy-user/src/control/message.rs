@@ -21,6 +21,8 @@ pub enum ToDaemon {
     NotApplied(Vec<Diagnostic>),
     /// Interfaces that had gone are back, and XDP is attached to them again: all of them as they are now.
     Attached(Vec<Interface>),
+    /// Lines of the access log go to the file that comes beside, from now on.
+    AccessLog,
     /// End all exchanges in an orderly way, then end.
     Drain,
     /// End.

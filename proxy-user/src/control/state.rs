@@ -8,6 +8,7 @@ mod learn;
 mod names;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use super::access_log::AccessLog;
 use super::bans::Bans;
 use super::ejections::Ejections;
 use super::endpoints::Changes;
@@ -28,6 +30,7 @@ use super::request::Request;
 use super::{WorkerThread, channel};
 use crate::config::Diagnostic;
 use crate::datapath::{Interface, Writer};
+use crate::file::Carrier;
 use crate::metric::Registry;
 use crate::offload::{Cells, Denied};
 use crate::report::{self};
@@ -50,6 +53,7 @@ pub struct Control {
     cells: Arc<Cells>,
     denied: Arc<Denied>,
     reports: report::Queue,
+    access_log: Option<AccessLog>,
     datapath: Option<Writer>,
     bans: Bans,
     offences: Offences,
@@ -108,6 +112,7 @@ impl Control {
             cells,
             denied,
             reports,
+            access_log: None,
             datapath,
             offences: Offences::default(),
             workers: Vec::new(),
@@ -142,6 +147,34 @@ impl Control {
             datapath.follow(&interfaces);
         }
         self.start.interfaces = interfaces;
+    }
+
+    /// Makes ready what workers log by.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn start_access_log(&mut self) -> Result<()> {
+        // Where workers use epoll this thread does without tokio-uring.
+        let carrier = match self.net.backend {
+            net::Backend::Uring => Carrier::Uring,
+            net::Backend::Epoll => Carrier::Threads,
+        };
+        self.access_log = Some(AccessLog::start(carrier, Arc::clone(&self.registry))?);
+        Ok(())
+    }
+
+    /// The keeper has opened the access log, again perhaps.
+    pub fn log_to(&self, files: Vec<OwnedFd>) {
+        if let (Some(access_log), Some(file)) = (&self.access_log, files.into_iter().next()) {
+            access_log.write_to(file);
+        }
+    }
+
+    /// Workers have ended, and their last lines wait to be written.
+    pub async fn end_log(&mut self) {
+        if let Some(access_log) = self.access_log.take() {
+            access_log.end().await;
+        }
     }
 
     /// Exchanges may end, nothing new begins.

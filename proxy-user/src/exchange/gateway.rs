@@ -1,6 +1,6 @@
 //! What the exchanges of one worker share.
 
-use std::cell::{Ref, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::access_log;
 use crate::call::Caller;
 use crate::metric;
 use crate::net;
@@ -31,9 +32,12 @@ pub struct Gateway {
     metrics: Arc<metric::Worker>,
     overload: Overload,
     reports: Sender,
+    access_log: access_log::Log,
     date: RefCell<Date>,
     identities: RefCell<Identities>,
     hashes: RandomState,
+    /// Requests that were given an id.
+    ids: Cell<u64>,
 }
 
 /// The present second, as `Date` has it.
@@ -57,6 +61,7 @@ impl Gateway {
         cells: Arc<Cells>,
         metrics: Arc<metric::Worker>,
         reports: Sender,
+        access_log: access_log::Log,
     ) -> Self {
         let hashes = RandomState::new();
         Self {
@@ -67,9 +72,11 @@ impl Gateway {
             overload: Overload::new(Arc::clone(&metrics)),
             metrics,
             reports,
+            access_log,
             date: RefCell::default(),
             identities: RefCell::default(),
             hashes,
+            ids: Cell::new(0),
         }
     }
 
@@ -93,6 +100,11 @@ impl Gateway {
 
     pub fn metrics(&self) -> &metric::Worker {
         &self.metrics
+    }
+
+    /// Where exchanges have their lines.
+    pub fn access_log(&self) -> &access_log::Log {
+        &self.access_log
     }
 
     /// What is left off for now.
@@ -125,6 +137,14 @@ impl Gateway {
             let consumer = self.hashes.hash_one(consumer);
             self.reports.send(Report::Identity { source, consumer });
         }
+    }
+
+    /// An id that no other request has, and of which nobody can tell the next.
+    pub(super) fn new_id(&self) -> u128 {
+        let number = self.ids.get();
+        self.ids.set(number + 1);
+        let half = |half: u8| u128::from(self.hashes.hash_one((number, half)));
+        half(0) << 64 | half(1)
     }
 
     /// Now, as an IMF-fixdate (RFC 9110 section 5.6.7); made once a second.

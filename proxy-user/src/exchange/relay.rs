@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Exchange, Next, settle};
+use crate::access_log::Span;
 use crate::call::{self, Call, Cause, ConnectError, Times, Tries};
 use crate::codec::h1::{
     Body, BodyDecoder, BodyEncoder, HeadError, Pace, Reader, Transfer, TransferError,
 };
 use crate::config::Route;
 use crate::message::{
-    Answer, CONTINUE, Forward, Framing, Limits, Reject, RequestHead, ResponseHead,
+    Answer, CONTINUE, Forward, Framing, Limits, Reject, RequestHead, ResponseHead, Told,
 };
 use crate::net::{self, Either, Instant};
+use crate::tunable::ForwardedFields;
 use crate::upstream::{self, Active, Trial, Upstream, Wish};
 use failure::Failure;
 
@@ -86,7 +88,7 @@ pub(super) async fn relay(
         request,
     };
     let mut tries = relay.tries();
-    let deadline = tries.deadline;
+    let (deadline, left) = (tries.deadline, tries.left);
     let tried = net::timeout(
         deadline,
         net::select(
@@ -96,6 +98,8 @@ pub(super) async fn relay(
         ),
     )
     .await;
+    let notes = exchange.notes;
+    notes.retries.set(left.saturating_sub(tries.left));
     let done = match tried {
         Ok(Either::Left(Err(failure))) if failure.is_late() && net::now() >= deadline => {
             Err(Failure::Late)
@@ -106,14 +110,12 @@ pub(super) async fn relay(
     };
     match done {
         Ok(keep_alive) => settle(exchange, body, keep_alive).await,
-        Err(failure) if failure.is_by_client() || exchange.status.get() > 0 => {
-            exchange.gateway.metrics().reject(failure.reply().reason);
+        Err(failure) if failure.is_by_client() || notes.status.get() > 0 => {
+            exchange.reject(failure.reply().reason);
             Next::Abort
         }
         // Where a body broke off nothing can be found behind it.
-        Err(failure @ Failure::Request(_)) => {
-            exchange.refuse(&failure.reply(), Some(request)).await
-        }
+        Err(failure @ Failure::Request(_)) => exchange.refuse(&failure.reply(), request).await,
         Err(failure) => exchange.reply(failure.reply(), request, body).await,
     }
 }
@@ -154,10 +156,10 @@ impl<'r> Relay<'r> {
             backoff: route.retry.backoff.unwrap_or(limits.retry_backoff),
             deadline: match timeout {
                 Duration::ZERO => Instant::NEVER,
-                timeout => self.exchange.started + timeout,
+                timeout => self.exchange.notes.started() + timeout,
             },
             wish: self.upstream().map_or_else(Wish::default, |upstream| {
-                upstream.wish(self.request, self.exchange.client.address, &route.path)
+                upstream.wish(self.request, self.exchange.source, &route.path)
             }),
             ..Tries::default()
         }
@@ -194,11 +196,13 @@ impl<'r> Relay<'r> {
             out.queue([CONTINUE.into()]).map_err(|_| Failure::Client)?;
         }
         loop {
+            self.note_call(&call);
             let mut heard = None;
             if let Some(hedge) = self.hedge() {
                 // Boxed: whoever is not hedged needs no room for it.
                 let (raced, answered) = Box::pin(self.race(call, tries, response, hedge)).await;
                 (call, heard) = (raced, Some(answered));
+                self.note_call(&call);
             }
             let (index, is_reused) = (call.index, call.is_reused);
             let cookie = call.set_cookie(self.exchange.client.scheme == "https");
@@ -249,6 +253,13 @@ impl<'r> Relay<'r> {
         }
     }
 
+    /// Notes which endpoint is asked now.
+    fn note_call(&self, call: &Call<'_>) {
+        let notes = self.exchange.notes;
+        notes.call(self.upstream, call.index, call.is_reused);
+        notes.end(Span::Connect);
+    }
+
     /// Waits for another try after a call that failed, if there is one.
     async fn retry(
         &self,
@@ -285,13 +296,18 @@ impl<'r> Relay<'r> {
         tries: &Tries,
         response: &mut ResponseHead,
         body: &'a mut Body<'w>,
-    ) -> Result<Asked<'a, 'w>, Failure> {
+    ) -> Result<Asked<'a, 'w>, Failure>
+    where
+        'r: 'a,
+    {
         let (exchange, route) = (self.exchange, self.route);
-        let head = encode_request(exchange, call, self.request);
+        let head = encode_request(exchange, route, call, self.request);
         let (mut reader, origin) = call.connection.wire.split();
         let encoder = BodyEncoder::new(self.request.framing());
         let pace = upload_pace(exchange, route);
-        let mut upload = Transfer::new(head, body, encoder, origin, pace);
+        let mut upload = Transfer::new(head, body, encoder, origin, pace)
+            .counted(&exchange.notes.received_bytes)
+            .with_trailers(&route.trailers);
         let answered = self
             .await_final(&mut reader, Some(&mut upload), response, self.times(tries))
             .await;
@@ -365,6 +381,8 @@ impl<'r> Relay<'r> {
     ) -> Result<Kept, Failure> {
         let (exchange, snapshot) = (self.exchange, self.exchange.snapshot);
         let Asked { reader, mut upload } = asked;
+        exchange.notes.end(Span::FirstByte);
+        exchange.notes.is_answered.set(true);
         #[cfg(test)]
         assert_ne!(
             self.request.path(),
@@ -392,10 +410,12 @@ impl<'r> Relay<'r> {
             encoder,
             exchange.out,
             download_pace(exchange, self.route),
-        );
+        )
+        .counted(&exchange.notes.sent_bytes)
+        .with_trailers(&self.route.trailers);
         // Whoever sends nonsense right behind a head is found out before the head has gone on.
         download.look().map_err(Failure::Response)?;
-        exchange.status.set(response.status());
+        exchange.notes.status.set(response.status());
         #[cfg(test)]
         assert_ne!(self.request.path(), super::PANICS_IN, "a test asked for it");
         let done = match &mut upload {
@@ -486,7 +506,12 @@ impl<'a> Asked<'a, '_> {
     }
 }
 
-fn encode_request(exchange: &Exchange<'_>, call: &Call<'_>, request: &RequestHead) -> Vec<u8> {
+fn encode_request(
+    exchange: &Exchange<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    request: &RequestHead,
+) -> Vec<u8> {
     let fallback = if request.authority().is_empty() {
         call.endpoint.address.to_string()
     } else {
@@ -494,8 +519,16 @@ fn encode_request(exchange: &Exchange<'_>, call: &Call<'_>, request: &RequestHea
     };
     let mut head = Vec::new();
     let forward = Forward {
-        client: &exchange.client.text,
+        peer: &exchange.client.text,
         scheme: exchange.client.scheme,
+        port: exchange.out.local().port(),
+        told: match exchange.snapshot.tunables.http.forwarded_fields {
+            ForwardedFields::XForwarded => Told::XForwarded,
+            ForwardedFields::Forwarded => Told::Forwarded,
+            ForwardedFields::Both => Told::Both,
+        },
+        via: exchange.listener.via.as_deref(),
+        passes_trailers: !route.trailers.is_empty(),
         fallback_authority: &fallback,
     };
     request.encode(&mut head, &forward);

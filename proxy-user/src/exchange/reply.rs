@@ -2,33 +2,30 @@
 
 use super::{Exchange, Next, settle};
 use crate::codec::h1::{Body, HeadError};
-use crate::message::{Delivery, Framing, Method, Reply, RequestHead, encode_reply};
+use crate::message::{Delivery, Form, Framing, Method, Reply, RequestHead, encode_reply};
 use crate::net;
 
 impl Exchange<'_> {
     /// There is no request; its sender is told why, if anybody can still hear it.
-    pub(super) async fn refuse_head(&self, error: HeadError) -> Next {
+    pub(super) async fn refuse_head(&self, error: HeadError, request: &RequestHead) -> Next {
         let reply = match error {
             HeadError::Gone | HeadError::CutShort => return Next::Close,
             HeadError::Late => Reply::new(408, "head_timeout"),
             HeadError::Refused(reject) => Reply::from(reject),
         };
-        self.refuse(&reply, None).await
+        self.refuse(&reply, request).await
+    }
+
+    /// Counts why the exchange came to no good end.
+    pub(super) fn reject(&self, reason: &'static str) {
+        self.gateway.metrics().reject(reason);
+        self.notes.reason.set(reason);
     }
 
     /// Refuses, counts why, and ends the connection, for nothing more can be found on it.
-    pub(super) async fn refuse(&self, reply: &Reply, request: Option<&RequestHead>) -> Next {
-        self.gateway.metrics().reject(reply.reason);
-        let mut bytes = Vec::new();
-        reply.encode(
-            &mut bytes,
-            &Delivery {
-                date: &self.gateway.date(),
-                keep_alive: false,
-                is_http10: request.is_some_and(RequestHead::is_http10),
-                is_head: request.is_some_and(|request| request.method() == Method::Head),
-            },
-        );
+    pub(super) async fn refuse(&self, reply: &Reply, request: &RequestHead) -> Next {
+        self.reject(reply.reason);
+        let bytes = self.encode(reply, request, false);
         if self.send(reply.status, bytes).await {
             Next::Close
         } else {
@@ -43,13 +40,9 @@ impl Exchange<'_> {
         request: &RequestHead,
         body: &mut Body<'_>,
     ) -> Next {
-        self.gateway.metrics().reject(reply.reason);
+        self.reject(reply.reason);
         let keep_alive = self.may_keep_alive(request, body);
-        let mut bytes = Vec::new();
-        reply.encode(
-            &mut bytes,
-            &self.delivery(request, keep_alive, &self.gateway.date()),
-        );
+        let bytes = self.encode(&reply, request, keep_alive);
         self.finish(reply.status, bytes, body, keep_alive).await
     }
 
@@ -64,19 +57,40 @@ impl Exchange<'_> {
     ) -> Next {
         let keep_alive = self.may_keep_alive(request, body);
         let mut bytes = Vec::new();
-        encode_reply(
+        let sent = encode_reply(
             &mut bytes,
             status,
             fields,
             content,
             &self.delivery(request, keep_alive, &self.gateway.date()),
         );
+        self.notes.sent_bytes.set(sent as u64);
         self.finish(status, bytes, body, keep_alive).await
     }
 
-    fn delivery<'d>(&self, request: &RequestHead, keep_alive: bool, date: &'d str) -> Delivery<'d> {
+    /// A refusal as bytes: in the form that the client likes best, or as the route has it.
+    fn encode(&self, reply: &Reply, request: &RequestHead, keep_alive: bool) -> Vec<u8> {
+        let form = Form::choose(request.fields().values("accept"));
+        let route = self.notes.route.get();
+        let route = route.and_then(|route| self.snapshot.config.routes.get(route as usize));
+        let page = route.and_then(|route| route.errors.find(reply.status));
+        let mut bytes = Vec::new();
+        let date = self.gateway.date();
+        let delivery = self.delivery(request, keep_alive, &date);
+        let sent = reply.encode(&mut bytes, &delivery, form, page);
+        self.notes.sent_bytes.set(sent as u64);
+        bytes
+    }
+
+    fn delivery<'d>(
+        &self,
+        request: &'d RequestHead,
+        keep_alive: bool,
+        date: &'d str,
+    ) -> Delivery<'d> {
         Delivery {
             date,
+            request_id: request.id(),
             keep_alive,
             is_http10: request.is_http10(),
             is_head: request.method() == Method::Head,
@@ -116,7 +130,7 @@ impl Exchange<'_> {
         let is_idle = matches!(net::timeout(deadline, self.out.idle()).await, Ok(Ok(())));
         let is_sent = is_idle && self.out.queue([bytes.into()]).is_ok();
         if is_sent {
-            self.status.set(status);
+            self.notes.status.set(status);
         }
         is_sent
     }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::access_log;
 use crate::config::{Config, Diagnostic, Nat};
 use crate::control::configuration::has_datapath;
 use crate::datapath::{capabilities_missing, network::Network, obstacles};
@@ -21,6 +22,7 @@ pub fn faults(config: &Config, tunables: &Tunables, instance: &str) -> Vec<Diagn
                 .help("or let net.backend be \"auto\", and workers use epoll"),
         );
     }
+    faults.extend(access_log::fault(config));
     if has_datapath(config) {
         datapath_faults(config, tunables, instance, &mut faults);
     }

@@ -18,7 +18,7 @@ use nix::unistd::User;
 use super::daemon::Daemon;
 use super::signal::Signals;
 use super::sockets::Sockets;
-use super::{AdminSocket, Settings};
+use super::{AdminSocket, Settings, access_log, tell};
 use crate::config::{Bundle, Config, ListenerMode, Loaded};
 use crate::control::Changes;
 use crate::control::message::{Memory, ToDaemon};
@@ -62,6 +62,8 @@ struct Pending {
     generation: Generation,
     /// Addresses whose sockets were opened for it.
     opened: Vec<SocketAddr>,
+    /// Where its access log goes.
+    access_log: Option<OwnedFd>,
     deadline: Instant,
 }
 
@@ -93,6 +95,8 @@ pub(super) struct Keeper {
     sockets: Sockets,
     daemon: Option<Daemon>,
     in_force: Option<Generation>,
+    /// Where the access log of the generation in force goes.
+    access_log: Option<OwnedFd>,
     pending: Option<Pending>,
     reload_again: bool,
     memory: Memory,
@@ -129,6 +133,7 @@ impl Keeper {
             sockets: Sockets::default(),
             daemon: None,
             in_force: None,
+            access_log: None,
             pending: None,
             reload_again: false,
             memory,
@@ -147,7 +152,13 @@ impl Keeper {
     ///
     /// # Errors
     /// The first daemon cannot be started, or ends before it is ready.
-    pub fn run(mut self, loaded: Loaded, bundle: Bundle, opened: Sockets) -> Result<ExitCode> {
+    pub fn run(
+        mut self,
+        loaded: Loaded,
+        bundle: Bundle,
+        opened: Sockets,
+        access_log: Option<OwnedFd>,
+    ) -> Result<ExitCode> {
         let opened = self.adopt(opened);
         let generation = Generation {
             number: 1,
@@ -158,6 +169,7 @@ impl Keeper {
         self.pending = Some(Pending {
             generation,
             opened,
+            access_log,
             deadline: Instant::now() + APPLY_TIMEOUT,
         });
         let ended = self.start_daemon().and_then(|()| self.serve());
@@ -228,10 +240,36 @@ impl Keeper {
                     .map_or(Duration::ZERO, |now| now.tunables.worker.drain_timeout);
                 self.end(ToDaemon::Drain, drain + STOP_TIMEOUT);
             }
-            Signal::SIGUSR1 | Signal::SIGUSR2 => {
+            Signal::SIGUSR1 => self.reopen_access_log(),
+            Signal::SIGUSR2 => {
                 log::warn!("{signal} does nothing in this version")
             }
             _ => {}
+        }
+    }
+
+    /// Whoever rotates logs has moved the file away.
+    fn reopen_access_log(&mut self) {
+        let Some(now) = &self.in_force else { return };
+        match access_log::open(&now.config) {
+            Ok(file) => {
+                self.access_log = file;
+                self.give_access_log();
+                log::info!("the access log was opened again");
+            }
+            Err(faults) => {
+                tell(&faults, self.held.settings.colour);
+                log::error!("the access log goes on in the file that it had");
+            }
+        }
+    }
+
+    /// Gives the daemon the file that it logs to.
+    fn give_access_log(&mut self) {
+        if let (Some(file), Some(daemon)) = (&self.access_log, &mut self.daemon)
+            && daemon.say(&ToDaemon::AccessLog, &[file.as_fd()]).is_err()
+        {
+            daemon.kill();
         }
     }
 

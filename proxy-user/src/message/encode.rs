@@ -2,25 +2,14 @@
 
 use super::authority::push_decimal;
 use super::reply::push_status_line;
-use super::{Framing, Method, RequestHead, ResponseHead};
-
-/// What an origin is told beside what the client said.
-#[derive(Clone, Copy, Debug)]
-pub struct Forward<'a> {
-    /// Address of the client as text, formatted once per connection: `X-Forwarded-For`.
-    pub client: &'a str,
-    /// `http` or `https`, as the client came: `X-Forwarded-Proto`.
-    pub scheme: &'a str,
-    /// `Host` for HTTP/1.0 clients that named none: usually the endpoint's address.
-    pub fallback_authority: &'a str,
-}
+use super::{Forward, Framing, Method, RequestHead, ResponseHead};
 
 impl RequestHead {
     /// Appends the head for an HTTP/1.1 origin, framed as [`RequestHead::framing`] says.
     ///
-    /// What a client says in `X-Forwarded-*`, `Forwarded` and `X-Real-IP` was dropped by the parse; for, proto and host
-    /// are told by us unless a policy set them. There is no `Via`, though RFC 9110 section 7.6.3 asks gateways for it:
-    /// nginx as an origin stops compressing where it sees one, and HAProxy and nginx leave it out too.
+    /// What a client says in `X-Forwarded-*`, `Forwarded`, `X-Real-IP` and `X-Request-Id` goes no further: we tell it,
+    /// unless a policy does. There is a `Via` only where the listener names us, though RFC 9110 section 7.6.3 asks gateways
+    /// for it: nginx as an origin stops compressing where it sees one, and HAProxy and nginx leave it out too.
     pub fn encode(&self, out: &mut Vec<u8>, forward: &Forward<'_>) {
         out.reserve(
             self.fields.encoded_len() + self.path().len() + self.query().map_or(0, str::len) + 512,
@@ -51,15 +40,7 @@ impl RequestHead {
             }
             framing => push_framing(out, framing),
         }
-        for (name, value) in [
-            ("x-forwarded-for", forward.client),
-            ("x-forwarded-proto", forward.scheme),
-            ("x-forwarded-host", asked),
-        ] {
-            if !value.is_empty() && !self.fields.claims(name) {
-                push_field(out, name, value.as_bytes());
-            }
-        }
+        self.encode_forwarding(out, forward);
         out.extend_from_slice(b"\r\n");
     }
 }

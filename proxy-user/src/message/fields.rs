@@ -14,6 +14,8 @@ pub struct Fields {
     /// The head as received, names lowered in place; what is added later stands behind it.
     pub(super) arena: Vec<u8>,
     entries: Vec<Entry>,
+    /// What a client may not say, and a hop that is trusted may.
+    claims: Vec<Entry>,
     /// The configuration added a field of the kind that `encode` says of clients.
     has_claim: bool,
 }
@@ -95,12 +97,20 @@ impl Fields {
     pub(super) fn clear(&mut self) {
         self.arena.clear();
         self.entries.clear();
+        self.claims.clear();
         self.has_claim = false;
     }
 
     /// Whether the configuration has set this field of the kind that `encode` says of clients.
-    pub(super) fn claims(&self, name: &str) -> bool {
+    pub(super) fn is_set(&self, name: &str) -> bool {
         self.has_claim && self.value(name).is_some()
+    }
+
+    /// Every value of this name (lower case) that is believed of a trusted hop alone.
+    pub(super) fn claims<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let claims = self.claims.iter();
+        let named = claims.filter(move |entry| self.bytes(entry.name) == name.as_bytes());
+        named.map(|entry| self.bytes(entry.value))
     }
 
     pub(super) fn bytes(&self, span: Span) -> &[u8] {
@@ -180,6 +190,14 @@ impl Fields {
             let lowered = &mut self.arena[name.range()];
             lowered.make_ascii_lowercase();
             let known = Known::of(lowered);
+            if known == Known::Claim && kind == Kind::Request {
+                self.claims.push(Entry {
+                    name,
+                    value: Span::new(value_at, header.value.len()),
+                    is_line: false,
+                });
+                continue;
+            }
             if known == Known::Other {
                 if kind == Kind::Request && lowered.contains(&b'_') {
                     match limits.underscore_fields {
@@ -240,6 +258,23 @@ fn parse_lines<'s, 'b>(
         Err(httparse::Error::HeaderValue) => Err(Reject::bad("field_value")),
         Err(httparse::Error::TooManyHeaders) => Err(Reject::with(431, "fields_too_many")),
         Err(_) => Err(Reject::bad("field")),
+    }
+}
+
+/// Appends those of a trailer section's lines that have one of these names (lower case) and a good value. One that has
+/// more lines than a head may have is dropped whole.
+pub fn push_trailers(out: &mut Vec<u8>, section: &[u8], names: &[String]) {
+    let mut slots = [httparse::EMPTY_HEADER; 24];
+    let Ok(headers) = parse_lines(section, &mut slots) else {
+        return;
+    };
+    for header in headers {
+        let listed = names
+            .iter()
+            .find(|name| header.name.eq_ignore_ascii_case(name));
+        if let Some(name) = listed.filter(|_| is_field_value(header.value)) {
+            super::encode::push_field(out, name, header.value);
+        }
     }
 }
 

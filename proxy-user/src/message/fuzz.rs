@@ -1,13 +1,17 @@
 //! What must hold of any bytes taken for a head: fed by fuzzing, by mutilated messages, and by the corpus that fuzzing left.
 
 use super::{
-    EncodedSlash, Fields, Forward, Framing, Limits, Method, Parse, RequestHead, ResponseHead,
+    EncodedSlash, Fields, Forward, Framing, Limits, Method, Parse, RequestHead, ResponseHead, Told,
     UnderscoreFields, is_field_name,
 };
 
 const FORWARD: Forward<'static> = Forward {
-    client: "192.0.2.1",
+    peer: "192.0.2.1",
     scheme: "http",
+    port: 80,
+    told: Told::XForwarded,
+    via: None,
+    passes_trailers: false,
     fallback_authority: "192.0.2.9:80",
 };
 

@@ -19,6 +19,7 @@ pub(super) struct Meaning<'b> {
     pub keeps_alive: bool,
     pub expects_continue: bool,
     pub wants_upgrade: bool,
+    pub takes_trailers: bool,
     pub has_date: bool,
     /// `Connection` options seen.
     options: u32,
@@ -70,6 +71,10 @@ impl<'b> Meaning<'b> {
             }
             Known::Expect => return Err(Reject::with(417, "expect")),
             Known::Upgrade => self.wants_upgrade = true,
+            Known::Te => {
+                self.takes_trailers |=
+                    options(value).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+            }
             Known::Host | Known::Hop | Known::Claim => {}
         }
         Ok(false)
@@ -149,10 +154,11 @@ pub(super) enum Known {
     Connection,
     Expect,
     Upgrade,
+    Te,
     Date,
     /// Others that concern one hop only.
     Hop,
-    /// What only a proxy may say of a client; a client that says it itself lies.
+    /// What only a proxy may say of a client, or names a request for others; a client that says it itself may lie.
     Claim,
     /// Has one value (RFC 9110 section 5.3), upon which a policy or an origin decides; a bit for each name.
     Single(u8),
@@ -170,8 +176,8 @@ impl Known {
             b"connection" => Self::Connection,
             b"content-length" => Self::ContentLength,
             b"transfer-encoding" => Self::TransferEncoding,
-            b"te"
-            | b"trailer"
+            b"te" => Self::Te,
+            b"trailer"
             | b"keep-alive"
             | b"proxy-connection"
             | b"proxy-authenticate"
@@ -184,7 +190,7 @@ impl Known {
             b"if-range" => Self::Single(8),
             b"if-modified-since" => Self::Single(16),
             b"if-unmodified-since" => Self::Single(32),
-            b"forwarded" | b"x-real-ip" => Self::Claim,
+            b"forwarded" | b"x-real-ip" | b"x-request-id" => Self::Claim,
             _ if name.starts_with(b"x-forwarded-") => Self::Claim,
             _ => Self::Other,
         }

@@ -1,8 +1,8 @@
 //! Answers of our own: errors, refusals, redirects, fixed bodies.
 
 use super::encode::{push_connection, push_field, push_length};
-use super::{Reject, authority::push_decimal};
-use std::borrow::Cow;
+use super::{Form, Reject, authority::push_decimal};
+use std::sync::Arc;
 
 /// What lets a client go on that holds its body back.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -13,8 +13,7 @@ pub struct Reply {
     pub status: u16,
     /// Beside date, content-type, content-length and connection, which are written by `encode`.
     pub fields: Vec<(&'static str, String)>,
-    pub body: Cow<'static, str>,
-    /// Why, as a metric's label.
+    /// Why, as a metric's label, in the log, and to the client.
     pub reason: &'static str,
 }
 
@@ -23,6 +22,8 @@ pub struct Reply {
 pub struct Delivery<'a> {
     /// IMF-fixdate.
     pub date: &'a str,
+    /// `X-Request-Id`; empty: there is none.
+    pub request_id: &'a str,
     /// The connection lives on.
     pub keep_alive: bool,
     /// The client spoke HTTP/1.0.
@@ -31,13 +32,18 @@ pub struct Delivery<'a> {
     pub is_head: bool,
 }
 
+/// What the configuration has in place of a body of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub content_type: String,
+    pub body: Arc<[u8]>,
+}
+
 impl Reply {
-    /// A status whose body is its own phrase.
     pub fn new(status: u16, reason: &'static str) -> Self {
         Self {
             status,
             fields: Vec::new(),
-            body: Cow::Borrowed(reason_phrase(status)),
             reason,
         }
     }
@@ -49,28 +55,52 @@ impl Reply {
         self
     }
 
-    /// Replaces the body.
-    #[must_use]
-    pub fn body(mut self, body: impl Into<Cow<'static, str>>) -> Self {
-        self.body = body.into();
-        self
-    }
-
-    /// Appends the whole answer.
-    pub fn encode(&self, out: &mut Vec<u8>, delivery: &Delivery<'_>) {
+    /// Appends the whole answer, with a body in this form, or with this page: how many bytes of body that are.
+    ///
+    /// No cache keeps it: its request's id is of no other's interest.
+    pub fn encode(
+        &self,
+        out: &mut Vec<u8>,
+        delivery: &Delivery<'_>,
+        form: Form,
+        page: Option<&Page>,
+    ) -> usize {
+        let made;
+        let (content_type, body): (&str, &[u8]) = match page {
+            Some(page) => (&page.content_type, &page.body),
+            None => {
+                made = self.body(form, delivery.request_id);
+                (form.content_type(), made.as_bytes())
+            }
+        };
         let fields = self
             .fields
             .iter()
             .map(|(name, value)| (*name, value.as_str()));
-        let fields = [("content-type", "text/plain; charset=utf-8")]
-            .into_iter()
-            .chain(fields);
-        if self.body.is_empty() {
-            encode_reply(out, self.status, fields.skip(1), b"", delivery);
-        } else {
-            // A line for whoever reads it in a terminal.
-            let body = [self.body.as_bytes(), b"\n"].concat();
-            encode_reply(out, self.status, fields, &body, delivery);
+        let fields = [
+            ("cache-control", "no-store"),
+            ("content-type", content_type),
+        ]
+        .into_iter()
+        .chain(fields);
+        encode_reply(out, self.status, fields, body, delivery)
+    }
+
+    /// Reasons and ids are made of letters, digits and a few signs that mean nothing in any of these forms.
+    fn body(&self, form: Form, id: &str) -> String {
+        let (status, title, reason) = (self.status, reason_phrase(self.status), self.reason);
+        match form {
+            Form::Text => format!("{status} {title}: {reason}\nrequest {id}\n"),
+            Form::Problem => format!(
+                "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{status},\"reason\":\"{reason}\",\"request_id\":\"{id}\"}}\n"
+            ),
+            Form::Json => format!(
+                "{{\"status\":{status},\"title\":\"{title}\",\"reason\":\"{reason}\",\"request_id\":\"{id}\"}}\n"
+            ),
+            Form::Html => format!(
+                "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{status} {title}</title></head>\n\
+                 <body><h1>{status} {title}</h1><p>{reason}</p><p>Request <code>{id}</code></p></body></html>\n"
+            ),
         }
     }
 }
@@ -78,11 +108,7 @@ impl Reply {
 impl From<Reject> for Reply {
     /// What a peer learns of a message that was not taken: the status and the rule it broke.
     fn from(reject: Reject) -> Self {
-        let reply = Self::new(reject.status, reject.reason).body(format!(
-            "{}: {}",
-            reason_phrase(reject.status),
-            reject.reason
-        ));
+        let reply = Self::new(reject.status, reject.reason);
         match reject.status {
             // Owed to the client (RFC 9110 section 15.5.6); which of them a route takes is its origin's to say.
             405 => reply.field("allow", "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"),
@@ -91,22 +117,32 @@ impl From<Reject> for Reply {
     }
 }
 
+/// Fields that `encode_reply` writes.
+const OURS: [&str; 5] = [
+    "date",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "x-request-id",
+];
+
 /// Appends a whole answer with these fields and this body, as for `respond` and `redirect` actions. Fields that are
-/// ours to write (date, content-length, transfer-encoding, connection) are not taken from `fields`.
+/// ours to write are not taken from `fields`. Answers how many bytes of body that are.
 pub fn encode_reply<'f>(
     out: &mut Vec<u8>,
     status: u16,
     fields: impl Iterator<Item = (&'f str, &'f str)>,
     body: &[u8],
     delivery: &Delivery<'_>,
-) {
+) -> usize {
     out.reserve(256 + body.len());
     push_status_line(out, status);
     push_field(out, "date", delivery.date.as_bytes());
+    if !delivery.request_id.is_empty() {
+        push_field(out, "x-request-id", delivery.request_id.as_bytes());
+    }
     for (name, value) in fields {
-        let is_ours = ["date", "content-length", "transfer-encoding", "connection"]
-            .iter()
-            .any(|ours| name.eq_ignore_ascii_case(ours));
+        let is_ours = OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
         if !is_ours
             && super::is_field_name(name.as_bytes())
             && super::is_field_value(value.as_bytes())
@@ -120,9 +156,11 @@ pub fn encode_reply<'f>(
     }
     push_connection(out, delivery.keep_alive, delivery.is_http10);
     out.extend_from_slice(b"\r\n");
-    if has_body && !delivery.is_head {
-        out.extend_from_slice(body);
+    if !has_body || delivery.is_head {
+        return 0;
     }
+    out.extend_from_slice(body);
+    body.len()
 }
 
 pub(super) fn push_status_line(out: &mut Vec<u8>, status: u16) {
@@ -190,6 +228,7 @@ pub fn reason_phrase(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         507 => "Insufficient Storage",
+        508 => "Loop Detected",
         511 => "Network Authentication Required",
         _ => match status / 100 {
             1 => "Informational",

@@ -1,6 +1,7 @@
 //! The head of a request, parsed strictly.
 
 use super::authority::Authority;
+use super::forwarding::Hops;
 use super::scan::{Kind, Scan, Shape};
 use super::target::Target;
 use super::{Fields, Framing, Limits, Parse, Reject, Span};
@@ -16,10 +17,14 @@ pub struct RequestHead {
     authority: Authority,
     /// What `Host` shall be towards the origin, where a policy says so.
     pub(super) host_override: Option<Span>,
+    pub(super) hops: Hops,
+    pub(super) id: Span,
+    consumer: Span,
     framing: Framing,
     keep_alive: bool,
     expects_continue: bool,
     wants_upgrade: bool,
+    pub(super) takes_trailers: bool,
     is_http10: bool,
 }
 
@@ -70,9 +75,22 @@ impl RequestHead {
         parsed
     }
 
+    /// Says nothing any more, as before the first head.
+    pub fn forget(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = Self {
+            fields,
+            ..Self::default()
+        };
+    }
+
     fn take(&mut self, bytes: &[u8], shape: &Shape, limits: &Limits) -> Result<(), Reject> {
         let meaning = self.fields.take(bytes, shape, Kind::Request, limits)?;
         self.host_override = None;
+        self.hops.clear();
+        self.id = Span::default();
+        self.consumer = Span::default();
         let line = &bytes[shape.start_line.clone()];
         let (method, rest) = split_at_space(line)?;
         let (target, version) = split_at_space(rest)?;
@@ -103,6 +121,7 @@ impl RequestHead {
         self.keep_alive = !meaning.closes && (!self.is_http10 || meaning.keeps_alive);
         self.expects_continue = meaning.expects_continue && !self.is_http10;
         self.wants_upgrade = meaning.wants_upgrade;
+        self.takes_trailers = meaning.takes_trailers;
         Ok(())
     }
 
@@ -155,6 +174,18 @@ impl RequestHead {
     /// `host[:port]`; empty if an HTTP/1.0 client named none.
     pub fn authority(&self) -> &str {
         self.authority.whole.text(&self.fields.arena)
+    }
+
+    /// Who calls, as a policy found it; empty: nobody that is known.
+    pub fn consumer(&self) -> &str {
+        self.consumer.text(&self.fields.arena)
+    }
+
+    /// Notes who calls.
+    pub fn set_consumer(&mut self, name: &str) {
+        let start = self.fields.arena.len();
+        self.fields.arena.extend_from_slice(name.as_bytes());
+        self.consumer = Span::new(start, name.len());
     }
 
     /// `None`, `Length` or `Chunked`.

@@ -2,6 +2,7 @@
 
 mod faults;
 mod forward;
+mod hops;
 mod mutation;
 
 use super::*;
@@ -110,13 +111,16 @@ fn text(bytes: &[u8]) -> String {
 /// The head as an origin gets it.
 fn forwarded(head: &RequestHead) -> String {
     let mut out = Vec::new();
-    head.encode(
-        &mut out,
-        &Forward {
-            client: "192.0.2.1",
-            scheme: "https",
-            fallback_authority: "192.0.2.9:80",
-        },
-    );
+    head.encode(&mut out, &FORWARD);
     text(&out)
 }
+
+const FORWARD: Forward<'_> = Forward {
+    peer: "192.0.2.1",
+    scheme: "https",
+    port: 443,
+    told: Told::XForwarded,
+    via: None,
+    passes_trailers: false,
+    fallback_authority: "192.0.2.9:80",
+};

@@ -95,6 +95,7 @@ impl Collector for All {
         let mut page = Page { encoder };
         page.control(&self.registry, &self.outside)?;
         page.workers(&self.registry.workers)?;
+        page.log(&self.registry)?;
         page.overload(&self.registry)?;
         page.listeners(&self.registry.listeners)?;
         page.routes(&self.registry.routes)?;
@@ -233,6 +234,13 @@ impl Page<'_> {
             counted(&mut family, &[("reason", *reason)], *count)?;
         }
         Ok(())
+    }
+
+    fn log(&mut self, registry: &Registry) -> Result<(), Error> {
+        let failed = registry.control.log_failed.load(Relaxed);
+        let workers = registry.workers.iter().map(|w| w.log_dropped.value());
+        let help = "Lines of the access log that were not written: its file or reader was slow, full or gone.";
+        self.counter("log_dropped", help, workers.sum::<u64>() + failed)
     }
 
     fn overload(&mut self, registry: &Registry) -> Result<(), Error> {

@@ -37,7 +37,7 @@ impl Headers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Forward, Limits, Method};
+    use crate::message::{Forward, Limits, Method, Told};
 
     fn edit(remove: &[&str], set: &[(&str, &str)], add: &[(&str, &str)]) -> HeaderEdit {
         let own = |pairs: &[(&str, &str)]| {
@@ -69,8 +69,12 @@ mod tests {
         head.encode(
             &mut out,
             &Forward {
-                client: "192.0.2.1",
+                peer: "192.0.2.1",
                 scheme: "http",
+                port: 80,
+                told: Told::XForwarded,
+                via: None,
+                passes_trailers: false,
                 fallback_authority: "",
             },
         );
@@ -78,7 +82,7 @@ mod tests {
         assert_eq!(
             text,
             "GET / HTTP/1.1\r\nhost: origin.example\r\nx-add: 0\r\nx-set: ours\r\nx-add: 1\r\nx-old: new\r\nx-forwarded-for: 192.0.2.1\r\n\
-             x-forwarded-proto: http\r\nx-forwarded-host: a.example\r\n\r\n"
+             x-forwarded-proto: http\r\nx-forwarded-port: 80\r\nx-forwarded-host: a.example\r\n\r\n"
         );
         assert_eq!(
             head.host(),

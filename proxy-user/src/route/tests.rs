@@ -1,16 +1,20 @@
 //! Routes against a model that tries them all.
 
 use super::*;
-use crate::config::{Action, Datapath, DatapathMode, Listener, ListenerMode, Origin};
+use crate::config::{Action, Datapath, DatapathMode, ErrorPages, Listener, ListenerMode, Origin};
 
 fn config(listeners: usize, routes: Vec<Route>) -> Config {
     let listener = |index| Listener {
         name: format!("listener-{index}"),
         addresses: Vec::new(),
         mode: ListenerMode::Serve { tls: None },
+        trusted: None,
+        via: None,
+        is_logged: true,
         at: Origin::Default,
     };
     Config {
+        access_log: None,
         datapath: Datapath {
             interfaces: Vec::new(),
             mode: DatapathMode::Off,
@@ -52,6 +56,9 @@ fn route(listener: Option<usize>, host: &str, path: &str) -> Route {
         }
     };
     Route {
+        trailers: Vec::new(),
+        errors: ErrorPages::default(),
+        is_logged: None,
         name: String::new(),
         listener,
         host,

@@ -163,6 +163,17 @@ words! {
 }
 
 words! {
+    /// How an origin is told who asks.
+    ForwardedFields {
+        /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port`.
+        XForwarded = "x_forwarded",
+        /// `Forwarded`, RFC 7239.
+        Forwarded = "forwarded",
+        Both = "both",
+    }
+}
+
+words! {
     /// What becomes of the segment size that SYNs announce by NAT.
     MssClamp {
         /// It is lowered to what the links of both ways take.
@@ -194,6 +205,7 @@ tree! {
         exchanges_per_connection_max: count[10_000, 1, 1_000_000_000] Live "Exchanges on one connection before it is closed.";
         field_bytes_max: bytes[16 * KIB, 64, 64 * KIB] Live "Largest field, name and value together; 431 beyond.";
         fields_max: count[100, 1, 256] Live "Fields in one head; 431 beyond.";
+        forwarded_fields: word[ForwardedFields] Live "How origins are told who asks: x_forwarded (X-Forwarded-For, -Proto, -Host, -Port), forwarded (RFC 7239) or both.";
         head_bytes_max: bytes[32 * KIB, KIB, 256 * KIB] Live "Largest head of a request; 431 beyond.";
         head_timeout: duration[10 * S, 100 * MS, 10 * MINUTE] Live "From the first byte of a request to the end of its head, an absolute deadline; 408 beyond.";
         idle_timeout: duration[60 * S, 100 * MS, HOUR] Live "A connection without a request for so long is closed.";
@@ -246,6 +258,11 @@ tree! {
     guard: Guard {
         ban_identities: count[3, 1, 1000] Live "An address where so many consumers succeeded within ten minutes is never banned.";
         cells_max: power[size::CELLS as u64, 1024, 16_777_216] Restart "Rate cells, 8 bytes each, that XDP and workers share.";
+    }
+    log: Log {
+        buffer_bytes: bytes[64 * KIB, KIB, MIB] Live "Lines of the access log that a worker gathers before they are written, within half a second at most.";
+        buffers_max: count[64, 1, 4096] Live "Such buffers of all workers that wait to be written; lines beyond are dropped and counted.";
+        sample: count[1, 1, 1_000_000] Live "Of exchanges that went well, one in so many is logged; all that were refused or failed are.";
     }
     admin: Admin {
         request_bytes_max: bytes[MIB, KIB, 64 * MIB] Live "Largest request on the admin socket.";

@@ -197,6 +197,7 @@ fn what_is_known_of_an_address_goes_on_over_a_reload() {
     drop(before[0].endpoints[1].begin(0, 0));
     let running = before[0].endpoints[1].begin(0, 0).expect("no limit");
     let config = Config {
+        access_log: None,
         datapath: Datapath {
             interfaces: Vec::new(),
             mode: DatapathMode::Off,

@@ -1,5 +1,6 @@
 //! Whole workers on real sockets: raw clients on one side, scripted origins on the other.
 
+mod answer;
 mod balance;
 mod client;
 mod deadline;
@@ -7,8 +8,10 @@ mod early;
 mod exchange;
 mod fault;
 mod hedge;
+mod hop;
 mod life;
 mod limit;
+mod log;
 mod origin;
 mod origin_fault;
 mod overload;
@@ -16,6 +19,7 @@ mod retry;
 mod sluice;
 mod splice;
 mod tls;
+mod trailer;
 mod upload;
 
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 
 mod bans;
 mod life;
+mod log;
 mod path;
 mod reload;
 mod stage;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 use bans::*;
 use life::*;
+use log::*;
 use path::*;
 use reload::*;
 use rig::{harness, tests};
@@ -41,6 +43,12 @@ fn main() -> ExitCode {
             a_ban_of_an_ipv6_source_is_as_wide_as_its_network,
             bans_that_make_no_sense_or_do_not_fit_are_refused,
             without_a_datapath_too_bans_outlive_the_daemon,
+            the_log_is_roots_file_and_usr1_opens_it_anew,
+            a_log_that_must_not_be_written_refuses_start_and_reload,
+            a_full_disk_costs_lines_that_are_counted_and_no_request,
+            the_standard_output_may_be_a_file,
+            a_reader_that_takes_nothing_holds_up_nobody,
+            an_end_does_not_wait_for_a_reader_that_takes_nothing,
             an_endpoint_whose_link_is_down_gets_no_new_flows_until_it_is_back,
             a_connection_goes_to_the_worker_of_the_cpu_that_took_it,
         ],

@@ -4,10 +4,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rig::scripted::{Heard, chunks_end, data_of, field, in_one_chunk};
 
 /// What a proxy says of the client it speaks for, and of itself: beside these a request goes on as the client meant it.
-const CLAIMS: [&str; 7] = [
+const CLAIMS: [&str; 8] = [
     "x-forwarded-for",
     "x-forwarded-proto",
     "x-forwarded-host",
+    "x-forwarded-port",
     "x-real-ip",
     "forwarded",
     "via",

@@ -17,7 +17,7 @@ const ORDER: &[&[&str]] = &[
     &["origin", "snapshot"],
     &["codec"],
     &["tls"],
-    &["route", "policy", "cache", "upstream"],
+    &["route", "policy", "cache", "upstream", "access_log"],
     // Above `config`: an offence carries the ban that its rule asks for.
     &["offload", "report", "overload"],
     &["net", "file", "config"],

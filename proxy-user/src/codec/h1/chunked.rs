@@ -13,6 +13,8 @@ pub(super) struct Chunks {
     digits: u8,
     extension_bytes_left: usize,
     trailer_bytes_left: usize,
+    /// The trailer section as it came, where somebody wants it.
+    trailers: Option<Vec<u8>>,
 }
 
 /// The next byte belongs to this.
@@ -32,6 +34,19 @@ enum At {
     LastLf,
 }
 
+impl At {
+    fn is_trailer(self) -> bool {
+        matches!(
+            self,
+            Self::TrailerStart
+                | Self::TrailerName
+                | Self::TrailerValue
+                | Self::TrailerLf
+                | Self::LastLf
+        )
+    }
+}
+
 /// Sixteen hexadecimal digits fill 64 bits; more are refused even if they are zeros.
 const DIGITS_MAX: u8 = 16;
 
@@ -43,7 +58,18 @@ impl Chunks {
             digits: 0,
             extension_bytes_left: limits.chunk_extension_bytes_max,
             trailer_bytes_left: limits.trailer_bytes_max,
+            trailers: None,
         }
+    }
+
+    /// Lets the trailer section be kept.
+    pub fn keep_trailers(&mut self) {
+        self.trailers = Some(Vec::new());
+    }
+
+    /// What was kept: whole lines, and the empty one that ends them.
+    pub fn into_trailers(self) -> Vec<u8> {
+        self.trailers.unwrap_or_default()
     }
 
     pub fn decode(&mut self, input: &[u8]) -> Result<Piece, Reject> {
@@ -61,6 +87,11 @@ impl Chunks {
                     data: index..index + len,
                     end: false,
                 });
+            }
+            if let Some(trailers) = &mut self.trailers
+                && self.at.is_trailer()
+            {
+                trailers.push(*byte);
             }
             let is_last = self.at == At::LastLf;
             self.at = self.step(*byte)?;
@@ -136,7 +167,8 @@ impl Chunks {
         Ok(At::Extension)
     }
 
-    /// Trailers are checked and dropped: nobody behind us can be led to believe them (RFC 9110 section 6.5.1).
+    /// Trailers are checked, and dropped unless a route lists them: nobody behind us can be led to believe them (RFC 9110
+    /// section 6.5.1).
     fn take_trailer(&mut self, next: At) -> Result<At, Reject> {
         self.trailer_bytes_left = self
             .trailer_bytes_left

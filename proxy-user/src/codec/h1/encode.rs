@@ -52,6 +52,11 @@ impl BodyEncoder {
         }
     }
 
+    /// Behind the data there is room for trailers: they stand between the last chunk and the empty line.
+    pub fn takes_trailers(&self) -> bool {
+        self.framing == Framing::Chunked
+    }
+
     /// What is sent after all data. Not to be called for a body that was cut short: that one must not look whole.
     pub fn end(&mut self) -> Result<&'static [u8], LengthMismatch> {
         match self.framing {

@@ -1,14 +1,18 @@
 //! One body on its way from one wire to another, behind the head that announces it: framed anew, with backpressure and deadlines.
 
-use std::{iter::once, time::Duration};
+use std::{borrow::Cow, cell::Cell, iter::once, time::Duration};
 
 use super::wire::{Body, BodyError};
 use super::{BodyEncoder, Frame, LengthMismatch};
+use crate::message::push_trailers;
 use crate::net::{self, Chunk, Instant, Payload, Splice};
 use crate::tls::Transport;
 
 /// Data up to this length is copied behind the head: one buffer to send is cheaper than several, and the receive buffer is free at once.
 const COPIED_BYTES_MAX: usize = 4 << 10;
+
+/// Trailers stand behind it.
+const LAST_CHUNK: &[u8] = b"0\r\n";
 
 /// A receiver that has taken so much within [`Pace::send`] gets another one for the rest.
 const TAKEN_BYTES_MIN: u64 = 16 << 10;
@@ -47,6 +51,10 @@ pub struct Transfer<'t, 'w> {
     pace: Pace,
     started: Instant,
     bytes: u64,
+    /// Where somebody else reads how many.
+    counted: Option<&'t Cell<u64>>,
+    /// Trailers that go on.
+    trailers: &'t [String],
     is_done: bool,
 }
 
@@ -86,8 +94,26 @@ impl<'t, 'w> Transfer<'t, 'w> {
             pace,
             started: net::now(),
             bytes: 0,
+            counted: None,
+            trailers: &[],
             is_done: false,
         }
+    }
+
+    /// Tells how much of the body was sent, from now on.
+    pub fn counted(mut self, count: &'t Cell<u64>) -> Self {
+        count.set(0);
+        self.counted = Some(count);
+        self
+    }
+
+    /// Lets trailers of these names (lower case) go on, if both sides are chunked.
+    pub fn with_trailers(mut self, names: &'t [String]) -> Self {
+        if !names.is_empty() {
+            self.body.keep_trailers();
+            self.trailers = names;
+        }
+        self
     }
 
     /// All of it is with the kernel, or next in the queue for it.
@@ -266,6 +292,9 @@ impl<'t, 'w> Transfer<'t, 'w> {
     /// So many bytes more, as the limit and the framing see them.
     fn account(&mut self, len: usize) -> Result<Frame, TransferError> {
         self.bytes += len as u64;
+        if let Some(count) = self.counted {
+            count.set(self.bytes);
+        }
         if self.bytes > self.pace.bytes_max {
             return Err(TransferError::TooLarge);
         }
@@ -287,27 +316,39 @@ impl<'t, 'w> Transfer<'t, 'w> {
         self.data.iter().chain(&self.more)
     }
 
+    /// What ends the body on the wire.
+    fn end(&mut self) -> Result<Cow<'static, [u8]>, LengthMismatch> {
+        let end = self.encoder.end()?;
+        if self.trailers.is_empty() || !self.encoder.takes_trailers() {
+            return Ok(Cow::Borrowed(end));
+        }
+        let mut end = LAST_CHUNK.to_vec();
+        push_trailers(&mut end, self.body.trailers(), self.trailers);
+        end.extend_from_slice(b"\r\n");
+        Ok(Cow::Owned(end))
+    }
+
     /// Queues what there is: head, data, and the end once the body has ended.
     fn send(&mut self) -> Result<(), TransferError> {
         let len = self.parts().map(|part| part.len()).sum();
         let frame = self.account(len)?;
         let is_ended = self.body.is_ended();
-        let end = if is_ended {
-            self.encoder.end().map_err(cut_short)?
+        let end: Cow<'static, [u8]> = if is_ended {
+            self.end().map_err(cut_short)?
         } else {
-            b""
+            Cow::Borrowed(b"")
         };
         let mut out = self.head.take().unwrap_or_default();
         out.extend_from_slice(frame.prefix());
         let sent = if len > COPIED_BYTES_MAX {
             let data = self.data.take().into_iter().chain(self.more.drain(..));
-            let ends = [frame.suffix().into(), end.into()];
+            let ends = [frame.suffix().into(), end.into_owned().into()];
             let data = data.map(Payload::from);
             self.to.queue(once(out.into()).chain(data).chain(ends))
         } else {
             self.parts().for_each(|part| out.extend_from_slice(part));
             out.extend_from_slice(frame.suffix());
-            out.extend_from_slice(end);
+            out.extend_from_slice(&end);
             self.data = None;
             self.more.clear();
             self.to.queue([out.into()])

@@ -220,6 +220,16 @@ impl<'w> Body<'w> {
             .map_or(0, |kept| kept.data.len() - kept.read)
     }
 
+    /// See [`BodyDecoder::keep_trailers`].
+    pub fn keep_trailers(&mut self) {
+        self.decoder.keep_trailers();
+    }
+
+    /// See [`BodyDecoder::trailers`].
+    pub fn trailers(&self) -> &[u8] {
+        self.decoder.trailers()
+    }
+
     /// Where the rest of the body comes from, and how much, if nobody has to look at it: clear, and without framing. `u64::MAX` until the connection ends.
     pub fn passage(&self) -> Option<(&'w net::Stream, u64)> {
         let from: &'w Transport = self.reader.from;

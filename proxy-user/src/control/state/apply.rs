@@ -300,6 +300,7 @@ impl Control {
     }
 
     fn start_worker(&self, index: usize, tunables: &Tunables) -> Result<WorkerThread> {
+        let access_log = self.access_log.as_ref().context("the log ends")?;
         let (commands, receiver) = sync_mpsc::channel();
         let doorbell = net::Doorbell::new().context("make a doorbell")?;
         let metrics = self.registry.worker(index);
@@ -311,6 +312,7 @@ impl Control {
                 commands: receiver,
                 doorbell: doorbell.clone(),
                 reports: self.reports.sender(Arc::clone(&metrics)),
+                access_log: access_log.queue(),
                 cells: Arc::clone(&self.cells),
                 denied: Arc::clone(&self.denied),
                 metrics,

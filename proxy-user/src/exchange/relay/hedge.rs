@@ -136,7 +136,7 @@ impl<'r> Relay<'r> {
         tries: &Tries,
         response: &mut ResponseHead,
     ) -> Result<(), Failure> {
-        let head = encode_request(self.exchange, call, self.request);
+        let head = encode_request(self.exchange, self.route, call, self.request);
         let (mut reader, origin) = call.connection.wire.split();
         let answered = match origin.queue([head.into()]) {
             Ok(()) => {

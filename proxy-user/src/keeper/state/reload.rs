@@ -10,7 +10,7 @@ use crate::control::message::{Apply, Socket, ToDaemon};
 use crate::datapath::Kernel;
 use crate::keeper::daemon::Daemon;
 use crate::keeper::sockets::Sockets;
-use crate::keeper::{read, tell};
+use crate::keeper::{access_log, read, tell};
 use crate::tunable::Tunables;
 
 impl Keeper {
@@ -23,11 +23,12 @@ impl Keeper {
         let tried = read(&self.held.settings).and_then(|(loaded, bundle)| {
             tell(&loaded.warnings, self.held.settings.colour);
             self.refuse_restart_matters(&loaded.config)?;
+            let access_log = access_log::open(&loaded.config)?;
             let opened = self.open_sockets(&loaded.config, &loaded.tunables)?;
-            Ok((loaded, bundle, opened))
+            Ok((loaded, bundle, opened, access_log))
         });
         match tried {
-            Ok((loaded, bundle, opened)) => {
+            Ok((loaded, bundle, opened, access_log)) => {
                 let number = self.in_force.as_ref().map_or(0, |now| now.number) + 1;
                 let generation = Generation {
                     number,
@@ -38,6 +39,7 @@ impl Keeper {
                 self.pending = Some(Pending {
                     generation,
                     opened,
+                    access_log,
                     deadline: Instant::now() + APPLY_TIMEOUT,
                 });
                 self.send_pending();
@@ -174,6 +176,8 @@ impl Keeper {
             .take_if(|pending| pending.generation.number == number)
         {
             Some(pending) => {
+                self.access_log = pending.access_log;
+                self.give_access_log();
                 let surplus = self.sockets.surplus(&pending.generation.config);
                 self.close_sockets(&surplus);
                 let first = self.in_force.replace(pending.generation).is_none();

@@ -120,6 +120,7 @@ impl Keeper {
             .say(&ToDaemon::Apply(Box::new(apply)), &descriptors)
             .context("tell the daemon what to do")?;
         self.daemon = Some(daemon);
+        self.give_access_log();
         Ok(())
     }
 

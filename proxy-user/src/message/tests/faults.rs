@@ -468,7 +468,7 @@ fn a_client_removes_its_own_fields_by_connection_but_none_that_we_set() {
     assert_eq!(
         forwarded(&head),
         "GET / HTTP/1.1\r\nhost: a.example\r\nx-other: 2\r\nx-mine: ours\r\ncontent-length: 3\r\nx-forwarded-for: 192.0.2.1\r\n\
-         x-forwarded-proto: https\r\nx-forwarded-host: a.example\r\n\r\n"
+         x-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-host: a.example\r\n\r\n"
     );
     let hops = "Connection: close, TE\r\nKeep-Alive: timeout=5\r\nProxy-Connection: x\r\nTE: trailers\r\nTrailer: x\r\nProxy-Authorization: x\r\nUpgrade: h2c\r\n\
                 HTTP2-Settings: x\r\n";

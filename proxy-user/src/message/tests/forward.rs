@@ -21,7 +21,7 @@ fn a_request_is_written_anew() {
     assert_eq!(
         forwarded(&head),
         "GET /a?b HTTP/1.1\r\nhost: a.example:80\r\nuser-agent: x\r\naccept: */*\r\ncookie: a=1\r\ncookie: b=2\r\n\
-         x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-host: a.example:80\r\n\r\n"
+         x-forwarded-for: 192.0.2.1\r\nx-forwarded-proto: https\r\nx-forwarded-port: 443\r\nx-forwarded-host: a.example:80\r\n\r\n"
     );
     let post = request("POST / HTTP/1.1\r\nHost: a\r\n\r\n").expect("a good head");
     assert!(
@@ -211,31 +211,81 @@ fn one_head_serves_many_requests() {
 fn replies_of_our_own_say_what_is_wrong_and_frame_it() {
     let delivery = Delivery {
         date: "now",
+        request_id: "17",
         keep_alive: false,
         is_http10: false,
         is_head: false,
     };
     let mut out = Vec::new();
-    Reply::from(Reject::bad("bare_lf")).encode(&mut out, &delivery);
+    let bare_lf = Reply::from(Reject::bad("bare_lf"));
+    let sent = bare_lf.encode(&mut out, &delivery, Form::Text, None);
     assert_eq!(
-        text(&out),
-        "HTTP/1.1 400 Bad Request\r\ndate: now\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 21\r\nconnection: close\r\n\r\nBad Request: bare_lf\n"
+        (text(&out).as_str(), sent),
+        (
+            "HTTP/1.1 400 Bad Request\r\ndate: now\r\nx-request-id: 17\r\ncache-control: no-store\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             content-length: 36\r\nconnection: close\r\n\r\n400 Bad Request: bare_lf\nrequest 17\n",
+            36
+        )
     );
     out.clear();
     let reply = Reply::new(429, "rate_limited")
         .field("retry-after", "3")
         .field("x-bad", "a\r\nb");
-    reply.encode(
-        &mut out,
-        &Delivery {
-            keep_alive: true,
-            is_head: true,
-            ..delivery
-        },
-    );
+    let to_head = Delivery {
+        keep_alive: true,
+        is_head: true,
+        ..delivery
+    };
+    let sent = reply.encode(&mut out, &to_head, Form::Text, None);
     assert_eq!(
-        text(&out),
-        "HTTP/1.1 429 Too Many Requests\r\ndate: now\r\ncontent-type: text/plain; charset=utf-8\r\nretry-after: 3\r\ncontent-length: 18\r\n\r\n"
+        (text(&out).as_str(), sent),
+        (
+            "HTTP/1.1 429 Too Many Requests\r\ndate: now\r\nx-request-id: 17\r\ncache-control: no-store\r\ncontent-type: text/plain; charset=utf-8\r\n\
+             retry-after: 3\r\ncontent-length: 47\r\n\r\n",
+            0
+        )
+    );
+    for (form, content_type, body) in [
+        (
+            Form::Problem,
+            "application/problem+json",
+            "{\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"reason\":\"bare_lf\",\"request_id\":\"17\"}\n",
+        ),
+        (
+            Form::Json,
+            "application/json",
+            "{\"status\":400,\"title\":\"Bad Request\",\"reason\":\"bare_lf\",\"request_id\":\"17\"}\n",
+        ),
+        (
+            Form::Html,
+            "text/html; charset=utf-8",
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>400 Bad Request</title></head>\n\
+             <body><h1>400 Bad Request</h1><p>bare_lf</p><p>Request <code>17</code></p></body></html>\n",
+        ),
+    ] {
+        out.clear();
+        bare_lf.encode(&mut out, &delivery, form, None);
+        let answer = text(&out);
+        let (head, told) = answer.split_once("\r\n\r\n").expect("a head");
+        assert_eq!(told, body);
+        assert!(
+            head.contains(&format!(
+                "content-type: {content_type}\r\ncontent-length: {}",
+                body.len()
+            )),
+            "{head}"
+        );
+    }
+    out.clear();
+    let page = Page {
+        content_type: "text/x".into(),
+        body: b"ours".as_slice().into(),
+    };
+    bare_lf.encode(&mut out, &delivery, Form::Html, Some(&page));
+    assert!(
+        text(&out).ends_with(
+            "content-type: text/x\r\ncontent-length: 4\r\nconnection: close\r\n\r\nours"
+        )
     );
     out.clear();
     let fields = [("Content-Length", "9"), ("x", "y")];
@@ -252,6 +302,6 @@ fn replies_of_our_own_say_what_is_wrong_and_frame_it() {
     );
     assert_eq!(
         text(&out),
-        "HTTP/1.1 204 No Content\r\ndate: now\r\nx: y\r\nconnection: keep-alive\r\n\r\n"
+        "HTTP/1.1 204 No Content\r\ndate: now\r\nx-request-id: 17\r\nx: y\r\nconnection: keep-alive\r\n\r\n"
     );
 }

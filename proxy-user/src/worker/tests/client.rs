@@ -149,6 +149,23 @@ impl Client {
         }
     }
 
+    /// Reads over what comes until this has come.
+    pub fn read_until(&mut self, text: &str) {
+        let find = |unread: &[u8]| {
+            let windows = unread.windows(text.len());
+            windows
+                .into_iter()
+                .position(|window| window == text.as_bytes())
+        };
+        loop {
+            if let Some(at) = find(&self.unread) {
+                self.unread.drain(..at + text.len());
+                return;
+            }
+            assert_eq!(self.receive(), None, "in place of {text}");
+        }
+    }
+
     /// All that comes until the connection ends.
     pub fn rest(&mut self) -> (Vec<u8>, End) {
         loop {

@@ -189,6 +189,26 @@ impl Peer {
         Some(std::mem::replace(&mut self.unread, rest))
     }
 
+    /// A chunked body as it stands on the wire, trailers and all.
+    pub fn raw_chunked(&mut self) -> Vec<u8> {
+        loop {
+            let last = self.unread.windows(3).position(|window| window == b"0\r\n");
+            let end = last.and_then(|at| Some(at + find_head_end(&self.unread[at..])?));
+            match end {
+                Some(end) => return self.unread.drain(..end).collect(),
+                None if self.receive().is_none() => return Vec::new(),
+                None => {}
+            }
+        }
+    }
+
+    /// Records this as the body of the last request.
+    pub fn note(&mut self, body: &[u8]) {
+        if let Some(last) = self.seen.requests.lock().expect("no panic").last_mut() {
+            last.body = body.to_vec();
+        }
+    }
+
     fn receive(&mut self) -> Option<()> {
         let mut buffer = [0; 64 << 10];
         let n = self.stream.read(&mut buffer).unwrap_or(0);

@@ -10,10 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{tls, wait_until};
+use crate::access_log::{self, Lines};
 use crate::config::{self, Bundle};
 use crate::metric::{Outside, Registry};
 use crate::net;
 use crate::offload::{Cells, Denied};
+use crate::report::queue::Receiver;
 use crate::report::{self, Reports};
 use crate::snapshot::Snapshot;
 use crate::tunable::Origin;
@@ -23,10 +25,11 @@ use crate::worker::{self, Command, Shared};
 pub struct Sluice {
     pub address: SocketAddr,
     pub reports: Reports,
+    pub lines: Receiver<Lines>,
     registry: Arc<Registry>,
     snapshot: Arc<Snapshot>,
     /// Of the listener.
-    serve: &'static str,
+    serve: String,
     origins: Vec<SocketAddr>,
     /// As the keeper has it.
     _socket: TcpListener,
@@ -52,12 +55,12 @@ impl Sluice {
         Self::start_as(serve, net::Settings::default(), origins, more)
     }
 
-    fn start_as(
-        serve: &'static str,
-        settings: net::Settings,
-        origins: &[SocketAddr],
-        more: &str,
-    ) -> Self {
+    /// With more lines of the listener.
+    pub fn start_on(listener: &str, origins: &[SocketAddr], more: &str) -> Self {
+        Self::start_as(listener, net::Settings::default(), origins, more)
+    }
+
+    fn start_as(serve: &str, settings: net::Settings, origins: &[SocketAddr], more: &str) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").expect("a listening socket");
         let address = socket.local_addr().expect("an address");
         let registry = Arc::new(Registry::new(1));
@@ -65,6 +68,7 @@ impl Sluice {
         let snapshot = build(&text, None, &registry);
         let (commands, receiver) = mpsc::channel();
         let (queue, reports) = report::Queue::new().expect("a queue");
+        let (access_log, lines) = access_log::Queue::new().expect("a queue");
         let doorbell = net::Doorbell::new().expect("a doorbell");
         let metrics = registry.worker(0);
         let denied = Arc::<Denied>::default();
@@ -72,6 +76,7 @@ impl Sluice {
             commands: receiver,
             doorbell: doorbell.clone(),
             reports: queue.sender(Arc::clone(&metrics)),
+            access_log,
             cells: Arc::new(Cells::in_memory(1024).expect("memory")),
             denied: Arc::clone(&denied),
             metrics,
@@ -80,9 +85,10 @@ impl Sluice {
         let sluice = Self {
             address,
             reports,
+            lines,
             registry,
             snapshot,
-            serve,
+            serve: serve.to_owned(),
             origins: origins.to_vec(),
             commands,
             denied,
@@ -106,7 +112,7 @@ impl Sluice {
 
     /// Goes over to another configuration on the same address.
     pub fn reload(&mut self, origins: &[SocketAddr], more: &str) {
-        let text = configuration(self.address, self.serve, origins, more);
+        let text = configuration(self.address, &self.serve, origins, more);
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(Vec::new());
     }
@@ -124,7 +130,7 @@ impl Sluice {
     /// Goes over to a configuration that listens nowhere near.
     pub fn reload_without_listener(&mut self) {
         let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let text = configuration(elsewhere, self.serve, &self.origins, "");
+        let text = configuration(elsewhere, &self.serve, &self.origins, "");
         self.snapshot = build(&text, Some(&self.snapshot), &self.registry);
         self.apply(vec![self.address]);
     }

@@ -145,3 +145,25 @@ fn a_handshake_that_does_not_end_is_ended() {
     assert_eq!(sluice.metric("sluice_tls_handshakes_failed_total"), 2.0);
     assert_eq!(origin.connections(), 0);
 }
+
+#[test]
+fn the_first_line_of_a_session_says_what_its_handshake_took() {
+    let origin = Origin::echoing();
+    let sluice = Sluice::start_secure(&[origin.address], "[log]\naccess = \"stdout\"\n");
+    let mut client = connect(&sluice);
+    for path in ["/first", "/second"] {
+        client.write_all(get(path).as_bytes()).unwrap();
+        answer(&mut client);
+    }
+    let lines = sluice.log(2);
+    assert_eq!(
+        (&lines[0]["tls"], &lines[1]["tls"]),
+        (&"TLSv1.3".into(), &"TLSv1.3".into())
+    );
+    assert!(
+        lines[0]["tls_us"].as_u64().is_some_and(|us| us > 0),
+        "{}",
+        lines[0]
+    );
+    assert!(lines[1]["tls_us"].is_null() && lines[1]["accept_us"].is_null());
+}
