@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::{build, say, setup, tidy, tree};
 
+/// Test programs without a proxy: packets through the programs, and corpora.
+const FIXTURES: [&str; 2] = ["packet", "corpus"];
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Leaves out the demo at the end
@@ -74,35 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "trace",
         ]))
     });
-    count.tests(
-        "Whole proxies in network namespaces",
-        &[
-            "test",
-            "--package",
-            "tests",
-            "--test",
-            "rig",
-            "--test",
-            "command",
-            "--test",
-            "host",
-            "--test",
-            "keeper",
-            "--test",
-            "layer4",
-            "--test",
-            "layer7",
-            "--test",
-            "health",
-            "--test",
-            "balance",
-            "--test",
-            "message",
-            "--test",
-            "names",
-            "--no-fail-fast",
-        ],
-    );
+    let whole = whole_proxies()?;
+    let whole: Vec<&str> = whole.iter().map(String::as_str).collect();
+    count.tests("Whole proxies in network namespaces", &whole);
     // Everything that makes workers once more, on the back-end for hosts that refuse io_uring; the rooms of `net` run on both anyway.
     count.tests_of(
         "Workers and what they serve, on epoll",
@@ -120,22 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     count.tests_of(
         "Whole proxies in network namespaces, on epoll",
-        on_epoll(&[
-            "test",
-            "--package",
-            "tests",
-            "--test",
-            "keeper",
-            "--test",
-            "layer4",
-            "--test",
-            "layer7",
-            "--test",
-            "message",
-            "--test",
-            "probe",
-            "--no-fail-fast",
-        ]),
+        on_epoll(&whole),
     );
     count.bench();
     if !arguments.without_demo {
@@ -220,6 +182,30 @@ impl Count {
         ensure!(tally.results > 0, "{cargo:?} ran no test");
         Ok(())
     }
+}
+
+/// What runs every test program that is not run before: all that there are, so that none is forgotten.
+fn whole_proxies() -> Result<Vec<String>> {
+    let folder = tree::root().join("tests/tests");
+    let mut names = Vec::new();
+    for entry in folder.read_dir().context("list the test programs")? {
+        let path = entry.context("list the test programs")?.path();
+        let is_program = path.is_file() || path.join("main.rs").is_file();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if is_program && !FIXTURES.contains(&&*name) {
+            names.push(name.into_owned());
+        }
+    }
+    names.sort_unstable();
+    let mut words: Vec<String> = ["test", "--package", "tests", "--no-fail-fast"]
+        .map(str::to_owned)
+        .into();
+    words.extend(
+        names
+            .into_iter()
+            .flat_map(|name| ["--test".to_owned(), name]),
+    );
+    Ok(words)
 }
 
 /// Cargo with the variable that unit tests and the rig take the back-end from.

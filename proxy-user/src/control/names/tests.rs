@@ -203,12 +203,13 @@ fn a_long_ttl_is_cut_to_what_the_tunable_says() {
         }))
     });
     let tunables = [("upstream.dns_ttl_max", "1s")];
-    let second = with_answers(&server, host(), &tunables, async |mut answers| {
-        answers.recv().await.unwrap();
-        tokio::time::timeout(Duration::from_secs(10), answers.recv()).await
+    let (first, second) = with_answers(&server, host(), &tunables, async |mut answers| {
+        let first = answers.recv().await.unwrap();
+        let second = tokio::time::timeout(Duration::from_secs(10), answers.recv()).await;
+        (first, second)
     });
     let second = second.expect("it is asked for again").unwrap();
-    assert_eq!(ips(&second), [ip(2)]);
+    assert_ne!(ips(&second), ips(&first));
 }
 
 #[test]

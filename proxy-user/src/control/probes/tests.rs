@@ -33,14 +33,15 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 asked.fetch_add(1, Relaxed);
-                let request = match &tls {
-                    None => serve(stream, answer),
+                let done = match &tls {
+                    None => serve(stream, answer, &seen),
                     Some(config) => {
                         let connection = ServerConnection::new(Arc::clone(config)).unwrap();
-                        serve(StreamOwned::new(connection, stream), answer)
+                        serve(StreamOwned::new(connection, stream), answer, &seen)
                     }
                 };
-                seen.lock().unwrap().push(request.unwrap_or_default());
+                // Who asks may break off; what he asked was noted before he was answered.
+                drop(done);
             }
         });
         server
@@ -68,16 +69,22 @@ impl Server {
     }
 }
 
-fn serve(mut stream: impl Read + Write, answer: &str) -> std::io::Result<String> {
+fn serve(
+    mut stream: impl Read + Write,
+    answer: &str,
+    seen: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
         head.extend_from_slice(&byte);
     }
+    seen.lock()
+        .unwrap()
+        .push(String::from_utf8_lossy(&head).into_owned());
     stream.write_all(answer.as_bytes())?;
-    stream.flush()?;
-    Ok(String::from_utf8_lossy(&head).into_owned())
+    stream.flush()
 }
 
 fn http() -> HttpProbe {
