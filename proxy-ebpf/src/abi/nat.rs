@@ -95,6 +95,12 @@ pub mod flow_state {
 }
 
 impl NatFlow {
+    /// Whether its connection is over, by the word of its endpoint: a reset, or an end of either side.
+    pub const fn has_ended(&self) -> bool {
+        const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
+        self.state & flow_state::ENDPOINT_RESET != 0 || self.state & CLOSED == CLOSED
+    }
+
     /// Whether the flow still has its port at a time of CLOCK_MONOTONIC_COARSE.
     pub const fn lives(&self, nat: &Nat, now_ns: u64) -> bool {
         self.seen_ns != 0 && now_ns.saturating_sub(self.seen_ns) < self.idle_ns(nat)

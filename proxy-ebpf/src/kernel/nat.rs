@@ -50,8 +50,8 @@ pub fn forward<const RARE: bool>(
     let nat = NAT.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
     let key = packet.flow_key();
     let flow = match find(&key) {
-        Some(flow) => flow,
-        None => open(nat, &key, packet, upstream)?,
+        Some(flow) if !begins_anew(flow, &key, packet) => flow,
+        _ => open(nat, &key, packet, upstream)?,
     };
     // SAFETY: map values outlive the program's run; the words that others change at the same time are each written whole.
     let (flow, nat) = unsafe { (&mut *flow, &*nat) };
@@ -219,6 +219,20 @@ fn find(key: &FlowKey) -> Option<*mut NatFlow> {
     }
     let _ = FLOWS.remove(key);
     None
+}
+
+/// Whether a client opens a connection from a port whose last one has ended: then the entry of that is forgotten, for its
+/// endpoint may be one that takes nothing new any more. The endpoint's word is needed, since anybody can forge a client's.
+#[inline(always)]
+fn begins_anew(flow: *mut NatFlow, key: &FlowKey, packet: &Packet) -> bool {
+    // SAFETY: map values outlive the program's run.
+    if !packet.opens_flow() || !unsafe { (*flow).has_ended() } {
+        return false;
+    }
+    let _ = FLOWS.remove(key);
+    // SAFETY: as above; whoever claims the port meanwhile has seen it free, or writes the word anew.
+    unsafe { (*flow).seen_ns = 0 };
+    true
 }
 
 /// Opens a flow: an endpoint by the ring, and a port of our own towards it.

@@ -114,7 +114,12 @@ impl Model {
         let index = *self.state.flows.get(&key)? as u32;
         let flow = self.state.nat_flows.get(index as usize)?;
         if flow.key == key {
-            return Some(index);
+            if !(packet.opens_flow() && flow.has_ended()) {
+                return Some(index);
+            }
+            // A new connection from the port of one that has ended.
+            self.state.nat_flows[index as usize].seen_ns = 0;
+            self.touched.push(Entry::NatFlow(index));
         }
         self.state.flows.remove(&key);
         self.touched.push(Entry::Flow(key));

@@ -188,8 +188,6 @@ fn the_state_of_a_flow_follows_its_packets() {
             ACK,
             answered | flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED,
         ),
-        (true, SYN, 0),
-        (false, RST, answered | flow_state::ENDPOINT_RESET),
     ];
     assert_eq!(loaded.nat_flow(index).state, 0);
     for (step, (from_client, flags, state)) in steps.drain(..).enumerate() {
@@ -199,6 +197,47 @@ fn the_state_of_a_flow_follows_its_packets() {
             give_back(&mut loaded, &answer(false, port, to, flags), 40_000);
         }
         assert_eq!(loaded.nat_flow(index).state, state, "step {step}");
+    }
+}
+
+#[test]
+fn a_client_port_whose_connection_has_ended_opens_a_flow_anew() {
+    let Some(mut loaded) = forwarding() else {
+        return;
+    };
+    for ends in [
+        &[(false, RST)][..],
+        &[(true, FIN | ACK), (false, FIN | ACK)],
+    ] {
+        let (port, to) = forward(&mut loaded, &tcp(false, 40_000, SYN));
+        give_back(&mut loaded, &answer(false, port, to, SYN | ACK), 40_000);
+        // One that goes on is the same, and so is one that only its client calls ended: anybody can forge that.
+        for flags in [ACK, SYN, RST, SYN] {
+            assert_eq!(forward(&mut loaded, &tcp(false, 40_000, flags)), (port, to));
+        }
+        give_back(&mut loaded, &answer(false, port, to, SYN | ACK), 40_000);
+        for (from_client, flags) in ends {
+            match from_client {
+                true => drop(forward(&mut loaded, &tcp(false, 40_000, *flags))),
+                false => give_back(&mut loaded, &answer(false, port, to, *flags), 40_000),
+            }
+        }
+        // What comes late belongs to it still; a SYN does not, and its port is free again.
+        assert_eq!(forward(&mut loaded, &tcp(false, 40_000, ACK)), (port, to));
+        give_back(
+            &mut loaded,
+            &answer(
+                false,
+                port,
+                to,
+                *ends.last().map_or(&RST, |(_, flags)| flags),
+            ),
+            40_000,
+        );
+        let (next, _) = forward(&mut loaded, &tcp(false, 40_000, SYN));
+        assert_ne!(next, port);
+        assert_eq!(loaded.nat_flow(tcp4_index(port)).seen_ns, 0);
+        give_back(&mut loaded, &answer(false, next, to, RST), 40_000);
     }
 }
 

@@ -38,7 +38,7 @@ fn a_flow_is_opened_once_and_answered_once() {
         assert_eq!(signs(&loaded), (1, 1, 0));
     }
     // The next connection of the same port.
-    forward(&mut loaded, &tcp(false, 40_000, SYN));
+    let (port, to) = forward(&mut loaded, &tcp(false, 40_000, SYN));
     assert_eq!(signs(&loaded), (2, 1, 0));
     give_back(&mut loaded, &answer(false, port, to, RST | ACK), 40_000);
     give_back(&mut loaded, &answer(false, port, to, RST | ACK), 40_000);
