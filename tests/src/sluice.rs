@@ -81,11 +81,15 @@ impl Sluice {
         Ok(sluice)
     }
 
-    /// Waits until the daemon answers `status`.
+    /// Waits until the daemon answers `status`, and its first generation is in force: it answers before.
     pub fn wait_ready(&mut self) -> Result<()> {
         wait::until("Sluice to be ready", PATIENCE, || {
             match self.keeper.expect_running() {
-                Ok(()) => self.status().is_ok().then_some(Ok(())),
+                Ok(()) => {
+                    let status = self.status();
+                    let is_in_force = |status: Value| status["generation"].as_u64() > Some(0);
+                    status.is_ok_and(is_in_force).then_some(Ok(()))
+                }
                 Err(error) => Some(Err(error)),
             }
         })
