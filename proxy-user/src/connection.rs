@@ -125,7 +125,7 @@ pub async fn serve(gateway: &Gateway, open: &Open, stream: Stream) {
             if let Some(transport) = shake_hands(gateway, place, stream).await {
                 let is_tls = transport.tls().is_some();
                 opening.tls_us = is_tls.then(|| microseconds(net::now().since(begun)));
-                let mut client = Client::new(transport, opening);
+                let mut client = Client::new(transport, place.address.port(), opening);
                 converse(gateway, place, drain, &mut client).await;
             }
         },

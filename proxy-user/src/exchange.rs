@@ -42,6 +42,8 @@ struct Origin {
     text: String,
     /// `http` or `https`.
     scheme: &'static str,
+    /// The port that they come to.
+    port: u16,
 }
 
 /// What becomes of a client's connection.
@@ -87,7 +89,8 @@ pub const PANICS_IN: &str = "/panics/in";
 pub const STALLS_AT: &str = "/stalls";
 
 impl Client {
-    pub fn new(transport: impl Into<Transport>, opening: Opening) -> Self {
+    /// Of a connection that was accepted at this port.
+    pub fn new(transport: impl Into<Transport>, port: u16, opening: Opening) -> Self {
         let wire = Wire::new(transport);
         let address = wire.transport().peer().ip().to_canonical();
         let scheme = if wire.transport().tls().is_some() {
@@ -101,6 +104,7 @@ impl Client {
                 address,
                 text: address.to_string(),
                 scheme,
+                port,
             },
             request: RequestHead::default(),
             response: ResponseHead::default(),

@@ -521,7 +521,7 @@ fn encode_request(
     let forward = Forward {
         peer: &exchange.client.text,
         scheme: exchange.client.scheme,
-        port: exchange.out.local().port(),
+        port: exchange.client.port,
         told: match exchange.snapshot.tunables.http.forwarded_fields {
             ForwardedFields::XForwarded => Told::XForwarded,
             ForwardedFields::Forwarded => Told::Forwarded,

@@ -56,6 +56,8 @@ fn who_is_not_trusted_asks_for_itself_whatever_it_says() {
     );
     let head = &origin.requests()[0].head;
     assert_eq!(value_of(head, "x-forwarded-for"), Some("127.0.0.1"));
+    let port = sluice.address.port().to_string();
+    assert_eq!(value_of(head, "x-forwarded-port"), Some(&*port));
     assert!(
         !head.contains("198.51.100") && !head.contains("mine"),
         "{head}"
