@@ -108,9 +108,14 @@ impl Fields {
 
     /// Every value of this name (lower case) that is believed of a trusted hop alone.
     pub(super) fn claims<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.claim_spans(name).map(|value| self.bytes(value))
+    }
+
+    /// The same, where they stand.
+    pub(super) fn claim_spans<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Span> {
         let claims = self.claims.iter();
         let named = claims.filter(move |entry| self.bytes(entry.name) == name.as_bytes());
-        named.map(|entry| self.bytes(entry.value))
+        named.map(|entry| entry.value)
     }
 
     pub(super) fn bytes(&self, span: Span) -> &[u8] {

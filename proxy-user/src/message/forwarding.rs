@@ -156,18 +156,16 @@ impl RequestHead {
     /// Gives the request its id: the one that a trusted peer gave it, or one that is made.
     pub fn identify(&mut self, is_trusted: bool, made: impl FnOnce() -> u128) {
         let given = if is_trusted {
-            self.fields.claims("x-request-id").next()
+            self.fields.claim_spans("x-request-id").next()
         } else {
             None
         };
-        let given = given.filter(|id| is_request_id(id)).map(<[u8]>::to_vec);
-        let arena = &mut self.fields.arena;
-        let start = arena.len();
-        match given {
-            Some(id) => arena.extend_from_slice(&id),
-            None => push_hex(arena, made()),
-        }
-        self.id = Span::new(start, arena.len() - start);
+        let given = given.filter(|id| is_request_id(self.fields.bytes(*id)));
+        self.id = given.unwrap_or_else(|| {
+            let (arena, id) = (&mut self.fields.arena, hex(made()));
+            arena.extend_from_slice(&id);
+            Span::new(arena.len() - id.len(), id.len())
+        });
     }
 
     /// Who asked, where a hop has said it: see [`Self::believe`].
@@ -283,12 +281,9 @@ fn push_element(out: &mut Vec<u8>, address: &str, asked: Option<(&str, &str)>) {
     out.extend_from_slice(scheme.as_bytes());
 }
 
-fn push_hex(out: &mut Vec<u8>, number: u128) {
+fn hex(number: u128) -> [u8; 32] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in number.to_be_bytes() {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
-    }
+    std::array::from_fn(|at| DIGITS[(number >> (124 - 4 * at) & 15) as usize])
 }
 
 /// An id that can stand in a field, in a line of a log and in a page as it is.
