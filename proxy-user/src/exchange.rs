@@ -193,14 +193,14 @@ async fn serve_one(
     let is_last = client.exchanges >= snapshot.tunables.http.exchanges_per_connection_max;
     exchange.keep_alive = request.keep_alive() && !is_last && !gateway.overload().closes();
     let mut body = reader.body(BodyDecoder::new(request.framing(), limits));
-    if let Some(reason) = gateway.overload().refusal() {
-        let reply = Reply::new(503, reason).field("retry-after", "1");
-        return exchange.reply(reply, request, &mut body).await;
-    }
 
     if !exchange.recognise(request) {
         let looped = Reply::new(508, "loop");
         return exchange.reply(looped, request, &mut body).await;
+    }
+    if let Some(reason) = gateway.overload().refusal() {
+        let reply = Reply::new(503, reason).field("retry-after", "1");
+        return exchange.reply(reply, request, &mut body).await;
     }
     let Some(found) = snapshot
         .routes

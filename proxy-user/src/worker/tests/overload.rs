@@ -77,6 +77,10 @@ fn short_of_memory_requests_are_refused_until_there_is_enough() {
         (503, Some("1"))
     );
     assert!(response.closes());
+    let id = response
+        .value("x-request-id")
+        .expect("it names its request");
+    assert!(response.text().ends_with(&format!("request {id}\n")));
     assert_eq!(sluice.rejected("overload_memory"), 1.0);
     assert_eq!(origin.connections(), 0);
     sluice.set("worker.memory_max", "1000GiB");
