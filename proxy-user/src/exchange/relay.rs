@@ -197,6 +197,7 @@ impl<'r> Relay<'r> {
         }
         loop {
             self.note_call(&call);
+            self.exchange.notes.end(Span::Connect);
             let mut heard = None;
             if let Some(hedge) = self.hedge() {
                 // Boxed: whoever is not hedged needs no room for it.
@@ -257,7 +258,6 @@ impl<'r> Relay<'r> {
     fn note_call(&self, call: &Call<'_>) {
         let notes = self.exchange.notes;
         notes.call(self.upstream, call.index, call.is_reused);
-        notes.end(Span::Connect);
     }
 
     /// Waits for another try after a call that failed, if there is one.

@@ -108,6 +108,29 @@ fn an_exchange_has_a_line_that_says_what_came_of_it() {
     );
 }
 
+/// Whoever overtakes, too, was connected to while the first one was waited for.
+#[test]
+fn what_a_hedged_exchange_waits_for_is_a_first_byte_and_no_connection() {
+    let silent = Origin::start(|peer| peer.wait_for_end());
+    let origin = Origin::echoing();
+    let more =
+        "[[route]]\nmatch = { path = \"/h\" }\nupstream = \"app\"\nhedge = { after = \"50ms\" }\n";
+    let sluice = Sluice::start(&[silent.address, origin.address], &format!("{more}{LOG}"));
+    let mut client = Client::connect(&sluice);
+    for _ in 0..2 {
+        assert_eq!(client.get("/h").status, 200);
+    }
+    let lines = sluice.log(2);
+    let hedged = lines.iter().filter(|line| us(line, "total_us") >= 50_000);
+    let waits: Vec<bool> = hedged
+        .map(|line| us(line, "first_byte_us") >= 50_000)
+        .collect();
+    assert!(
+        waits.contains(&true) && !waits.contains(&false),
+        "{lines:?}"
+    );
+}
+
 #[test]
 fn a_refusal_has_a_line_with_its_reason() {
     let dead = Origin::nowhere();
