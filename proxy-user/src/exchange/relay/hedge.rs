@@ -96,7 +96,7 @@ impl<'r> Relay<'r> {
                 Winner::Own(heard) => (call, heard, false),
                 Winner::Other(other, failure) => {
                     if let Some(failure) = failure {
-                        self.blame(call, &failure);
+                        self.lose(call, &failure);
                     }
                     swap(response, &mut other_response);
                     (*other, Ok(()), true)
@@ -123,9 +123,17 @@ impl<'r> Relay<'r> {
         match heard {
             Ok(()) => Some(call),
             Err(failure) => {
-                self.blame(call, &failure);
+                self.lose(call, &failure);
                 None
             }
+        }
+    }
+
+    /// A call has failed that is not made again. That its endpoint had closed a connection which waited too long is nobody's
+    /// failure.
+    fn lose(&self, call: Call<'_>, failure: &Failure) {
+        if !(call.is_reused && failure.is_stale()) {
+            self.blame(call, failure);
         }
     }
 

@@ -95,6 +95,45 @@ fn a_first_call_that_fails_meanwhile_does_not_end_the_other() {
     assert!(failures >= 2.0);
 }
 
+/// First it is the own call that meets a connection which its endpoint gives up, then the other one.
+#[test]
+fn a_connection_that_waited_too_long_is_nobodys_failure_in_a_race_either() {
+    for plain in [2, 1] {
+        let stale = Origin::start(|peer| {
+            if peer.request().is_some() {
+                peer.send(ok("first"));
+                peer.head();
+                std::thread::sleep(Duration::from_millis(100));
+                peer.reset();
+            }
+        });
+        let other = Origin::start(|peer| {
+            while let Some(request) = peer.request() {
+                if request.path() == "/h/" {
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                peer.send(ok("other"));
+            }
+        });
+        let addresses = [stale.address, other.address];
+        let sluice = Sluice::start(&addresses, &hedged("after = \"30ms\""));
+        let mut client = Client::connect(&sluice);
+        let answers: Vec<String> = (0..plain)
+            .map(|_| client.get("/plain").text().to_owned())
+            .collect();
+        assert_eq!(answers, ["first", "other"][..plain]);
+        assert_eq!(client.get("/h/").text(), "other");
+        assert_eq!(
+            stale.paths(),
+            ["/plain", "/h/"],
+            "it was asked on the same one"
+        );
+        sluice.wait_until_nothing_is_open_to(stale.address);
+        assert_eq!(count(&sluice, "failures", &addresses), 0.0);
+        assert_eq!(sluice.reports.take(), []);
+    }
+}
+
 #[test]
 fn where_all_are_slow_there_are_as_many_calls_as_allowed_and_one_answer() {
     let (one, two, three) = (silent(), silent(), silent());
