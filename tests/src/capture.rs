@@ -81,13 +81,10 @@ impl Captures {
 /// A socket that gets every frame of an interface (packet(7)).
 fn open(interface: &str) -> Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // Of no protocol until it is bound: it would get what passes the loopback, whose checksums nobody makes.
     // SAFETY: the call takes numbers, and a descriptor that it answers is nobody's yet.
     let socket = unsafe {
-        let socket = libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::c_int::from(protocol),
-        );
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
         if socket < 0 {
             return Err(io::Error::last_os_error()).context("make a packet socket");
         }

@@ -95,7 +95,7 @@ pub mod flow_state {
 }
 
 impl NatFlow {
-    /// Whether its connection is over, by the word of its endpoint: a reset, or an end of either side.
+    /// Whether its connection is over, and its endpoint says so, too: it has reset it, or both sides have closed it.
     pub const fn has_ended(&self) -> bool {
         const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
         self.state & flow_state::ENDPOINT_RESET != 0 || self.state & CLOSED == CLOSED
@@ -108,14 +108,12 @@ impl NatFlow {
 
     /// Nanoseconds after its last packet in which the flow keeps its port.
     pub const fn idle_ns(&self, nat: &Nat) -> u64 {
-        const CLOSED: u8 = flow_state::CLIENT_CLOSED | flow_state::ENDPOINT_CLOSED;
-        const RESET: u8 = flow_state::CLIENT_RESET | flow_state::ENDPOINT_RESET;
         if self.key.protocol != protocol::TCP {
             return nat.udp_idle_ns;
         }
         let open = self.state & flow_state::ANSWERED != 0
-            && self.state & RESET == 0
-            && self.state & CLOSED != CLOSED;
+            && self.state & flow_state::CLIENT_RESET == 0
+            && !self.has_ended();
         if open {
             nat.tcp_idle_ns
         } else {

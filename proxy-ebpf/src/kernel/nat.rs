@@ -225,13 +225,19 @@ fn find(key: &FlowKey) -> Option<*mut NatFlow> {
 /// endpoint may be one that takes nothing new any more. The endpoint's word is needed, since anybody can forge a client's.
 #[inline(always)]
 fn begins_anew(flow: *mut NatFlow, key: &FlowKey, packet: &Packet) -> bool {
-    // SAFETY: map values outlive the program's run.
-    if !packet.opens_flow() || !unsafe { (*flow).has_ended() } {
-        return false;
+    // SAFETY: map values outlive the program's run, and the word is aligned.
+    unsafe {
+        if !packet.opens_flow() || !(*flow).has_ended() {
+            return false;
+        }
+        let seen_ns = (*flow).seen_ns;
+        let _ = FLOWS.remove(key);
+        // Another CPU may claim the port meanwhile: then it is that one's, and the word or the state (which the kernel's call
+        // lets us read anew) says so.
+        if (*flow).has_ended() {
+            atomic::replace(&raw mut (*flow).seen_ns, seen_ns, 0);
+        }
     }
-    let _ = FLOWS.remove(key);
-    // SAFETY: as above; whoever claims the port meanwhile has seen it free, or writes the word anew.
-    unsafe { (*flow).seen_ns = 0 };
     true
 }
 
@@ -260,7 +266,6 @@ fn open(
         let way = (&raw mut (*flow).endpoint).cast::<u64>();
         atomic::publish(way, 0);
         (*flow).key = *key;
-        (*flow).state = 0;
         (*flow).seen_jiffies = bpf_jiffies64();
         // The interface is noted with the client's packet.
         atomic::publish(way, bytemuck::must_cast([endpoint, 0u32]));
@@ -344,6 +349,8 @@ unsafe fn claim(flow: *mut NatFlow, index: u32, nat: &Nat, now_ns: u64) -> bool 
         if !atomic::replace(&raw mut (*flow).seen_ns, seen_ns, now_ns) {
             return false;
         }
+        // At once, so that nobody takes the new flow for one that has ended (`begins_anew`).
+        (*flow).state = 0;
         if seen_ns != 0 && FLOWS.get(&(*flow).key).copied() == Some(index as u64) {
             let _ = FLOWS.remove(&(*flow).key);
         }

@@ -371,29 +371,40 @@ mod tests {
         assert_eq!(options(", udp = \"move\", fragments = \"drop\""), [both, 0]);
     }
 
-    #[test]
-    fn of_several_that_stand_for_the_same_the_nearest_is_meant() {
-        let listener = |name: &str, address: &str| {
+    /// Of listeners by their names and addresses, all of which forward alike.
+    fn wanted_by<const N: usize>(listeners: [(&str, &str); N]) -> Wanted {
+        let listeners = listeners.map(|(name, address)| {
             format!(
                 "[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n\
                  forward = {{ upstream = \"u\", via = \"direct\" }}\n"
             )
-        };
+        });
         let text = format!(
-            "[datapath]\ninterfaces = [\"eth0\"]\n{}{}{}{}\
+            "[datapath]\ninterfaces = [\"eth0\"]\n{}\
              [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:80\"]\n",
-            listener("prefix", "203.0.113.0/30:80"),
-            listener("range", "203.0.113.1:80-81"),
-            listener("one", "203.0.113.1:80"),
-            listener("all", "203.0.113.2:*"),
+            listeners.concat()
         );
-        let wanted = wanted_from(text, |_| true);
-        let mut places: Vec<_> = wanted
-            .listeners
-            .iter()
+        wanted_from(text, |_| true)
+    }
+
+    /// Which single addresses listeners have, in order.
+    fn places(wanted: &Wanted) -> Vec<(String, &str)> {
+        let listeners = wanted.listeners.iter();
+        let mut places: Vec<_> = listeners
             .map(|one| (one.address.to_string(), one.name.as_str()))
             .collect();
         places.sort();
+        places
+    }
+
+    #[test]
+    fn of_several_that_stand_for_the_same_the_nearest_is_meant() {
+        let wanted = wanted_by([
+            ("prefix", "203.0.113.0/30:80"),
+            ("range", "203.0.113.1:80-81"),
+            ("one", "203.0.113.1:80"),
+            ("all", "203.0.113.2:*"),
+        ]);
         let expected = [
             ("203.0.113.0:80", "prefix"),
             ("203.0.113.1:80", "one"),
@@ -401,36 +412,27 @@ mod tests {
             ("203.0.113.2:0", "all"),
             ("203.0.113.3:80", "prefix"),
         ];
-        assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+        assert_eq!(
+            places(&wanted),
+            expected.map(|(at, name)| (at.to_owned(), name))
+        );
     }
 
     #[test]
     fn a_prefix_leaves_single_addresses_what_they_are_nearer_to_and_no_more() {
-        let listener = |name: &str, address: &str| {
-            format!(
-                "[[listener]]\nname = \"{name}\"\naddress = \"{address}\"\n\
-                 forward = {{ upstream = \"u\", via = \"direct\" }}\n"
-            )
-        };
-        let text = format!(
-            "[datapath]\ninterfaces = [\"eth0\"]\n{}{}{}{}{}\
-             [[upstream]]\nname = \"u\"\nendpoints = [\"10.0.0.1:80\"]\n",
-            listener("wide", "203.0.112.0/20:80-81"),
-            listener("near", "203.0.113.1:1-8000"),
-            listener("exact", "203.0.113.1:80"),
+        let wanted = wanted_by([
+            ("wide", "203.0.112.0/20:80-81"),
+            ("near", "203.0.113.1:1-8000"),
+            ("exact", "203.0.113.1:80"),
             // Less near than `near` where both have a port.
-            listener("small", "203.0.113.0/31:80"),
-            listener("open", "203.0.114.1:*"),
-        );
-        let wanted = wanted_from(text, |_| true);
-        let mut places: Vec<_> = wanted
-            .listeners
-            .iter()
-            .map(|one| (one.address.to_string(), one.name.as_str()))
-            .collect();
-        places.sort();
+            ("small", "203.0.113.0/31:80"),
+            ("open", "203.0.114.1:*"),
+        ]);
         let expected = [("203.0.113.0:80", "small"), ("203.0.113.1:80", "exact")];
-        assert_eq!(places, expected.map(|(at, name)| (at.to_owned(), name)));
+        assert_eq!(
+            places(&wanted),
+            expected.map(|(at, name)| (at.to_owned(), name))
+        );
         let prefixes: Vec<_> = wanted
             .prefixes
             .iter()

@@ -237,8 +237,20 @@ fn a_client_port_whose_connection_has_ended_opens_a_flow_anew() {
         let (next, _) = forward(&mut loaded, &tcp(false, 40_000, SYN));
         assert_ne!(next, port);
         assert_eq!(loaded.nat_flow(tcp4_index(port)).seen_ns, 0);
+        // What the endpoint of the old one sends after that is nobody's.
+        let late = answer(false, port, to, FIN | ACK).bytes();
+        loaded.passes(&late, Verdict::NotOurs);
         give_back(&mut loaded, &answer(false, next, to, RST), 40_000);
     }
+    // It goes where the ring leads now.
+    let other = if forward(&mut loaded, &tcp(false, 40_000, ACK)).1 == endpoint(false, 2).0 {
+        3
+    } else {
+        2
+    };
+    loaded.upstream(UPSTREAM4, &[(other, endpoint(false, other))]);
+    let (_, to) = forward(&mut loaded, &tcp(false, 40_000, SYN));
+    assert_eq!(to, endpoint(false, other).0);
 }
 
 #[test]

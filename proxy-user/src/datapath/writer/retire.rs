@@ -112,13 +112,13 @@ impl Writer {
                 continue;
             };
             let index = u32::try_from(index).unwrap_or(u32::MAX);
-            let Ok(Value(flow)) = self.nat_flows.get(&index, 0) else {
+            let Some(flow) = self.flow_of(&key, index) else {
                 continue;
             };
-            if flow.key != key || !named(u64::from(flow.endpoint)) {
+            if !named(u64::from(flow.endpoint)) {
                 continue;
             }
-            if now_ns.saturating_sub(flow.seen_ns) < flow.idle_ns(&self.state.nat) {
+            if flow.lives(&self.state.nat, now_ns) {
                 living.insert(flow.endpoint as u16);
             } else {
                 over.push((key, index));
@@ -126,9 +126,23 @@ impl Writer {
         }
         let unused: abi::NatFlow = bytemuck::Zeroable::zeroed();
         for (key, index) in over {
+            // The walk took its time: the port may be another flow's by now, or the flow have gone on.
+            let Some(flow) = self.flow_of(&key, index) else {
+                continue;
+            };
+            if flow.lives(&self.state.nat, now_ns) {
+                living.insert(flow.endpoint as u16);
+                continue;
+            }
             change(&mut self.flows, key, None)?;
             self.nat_flows.set(index, Value(unused), 0)?;
         }
         Ok(living)
+    }
+
+    /// The flow of NAT's that a key and its index lead to, if they still do.
+    fn flow_of(&self, key: &abi::FlowKey, index: u32) -> Option<abi::NatFlow> {
+        let Value(flow) = self.nat_flows.get(&index, 0).ok()?;
+        (flow.key == *key).then_some(flow)
     }
 }
