@@ -50,9 +50,13 @@ pub fn forward<const RARE: bool>(
     let nat = NAT.get_ptr_mut(0).ok_or(Verdict::Inconsistent)?;
     let key = packet.flow_key();
     let flow = match find(&key) {
-        Some(flow) if !begins_anew(flow, &key, packet) => flow,
-        _ => open(nat, &key, packet, upstream)?,
+        Some(flow) => flow,
+        None => open(nat, &key, packet, upstream)?,
     };
+    // SAFETY: map values outlive the program's run.
+    if packet.opens_flow() && unsafe { (*flow).has_ended() } {
+        lead_anew(flow, &key, packet, upstream)?;
+    }
     // SAFETY: map values outlive the program's run; the words that others change at the same time are each written whole.
     let (flow, nat) = unsafe { (&mut *flow, &*nat) };
     let endpoint = reachable(flow.endpoint, packet.family)?;
@@ -221,24 +225,27 @@ fn find(key: &FlowKey) -> Option<*mut NatFlow> {
     None
 }
 
-/// Whether a client opens a connection from a port whose last one has ended: then the entry of that is forgotten, for its
-/// endpoint may be one that takes nothing new any more. The endpoint's word is needed, since anybody can forge a client's.
-#[inline(always)]
-fn begins_anew(flow: *mut NatFlow, key: &FlowKey, packet: &Packet) -> bool {
-    // SAFETY: map values outlive the program's run, and the word is aligned.
+/// Of a client's port whose last connection has ended, a new one goes where the ring leads now: the endpoint of the last may be
+/// one that takes nothing new any more. It keeps the port, so that nothing can be exhausted by it.
+#[inline(never)]
+fn lead_anew(
+    flow: *mut NatFlow,
+    key: &FlowKey,
+    packet: &Packet,
+    upstream: u32,
+) -> Result<(), Verdict> {
+    let (endpoint, _) = choose(key, packet, upstream)?;
+    // SAFETY: map values outlive the program's run, and the words are aligned; the helper takes nothing.
     unsafe {
-        if !packet.opens_flow() || !(*flow).has_ended() {
-            return false;
-        }
         let seen_ns = (*flow).seen_ns;
-        let _ = FLOWS.remove(key);
-        // Another CPU may claim the port meanwhile: then it is that one's, and the word or the state (which the kernel's call
-        // lets us read anew) says so.
-        if (*flow).has_ended() {
-            atomic::replace(&raw mut (*flow).seen_ns, seen_ns, 0);
+        // Claimed like a free port, lest another CPU does that meanwhile: then the state says that it is another flow's.
+        let now_ns = bpf_ktime_get_coarse_ns();
+        if atomic::replace(&raw mut (*flow).seen_ns, seen_ns, now_ns) && (*flow).has_ended() {
+            let way = (&raw mut (*flow).endpoint).cast::<u64>();
+            atomic::publish(way, bytemuck::must_cast([endpoint, 0u32]));
         }
     }
-    true
+    Ok(())
 }
 
 /// Opens a flow: an endpoint by the ring, and a port of our own towards it.
@@ -252,14 +259,7 @@ fn open(
     if !packet.opens_flow() {
         return Err(Verdict::NoFlow);
     }
-    // Flows that are open are found by their port, so that an earlier owner of the slot has no say.
-    let endpoint = Place::of(key, upstream)?.slot.owner() as u32;
-    if endpoint == 0 {
-        return Err(Verdict::NoEndpoint);
-    }
-    // The endpoint's family is the packet's, and is one that LLVM knows nothing of: told the packet's, it takes the
-    // verifier's bounds away.
-    let v4 = reachable(endpoint, packet.family)?.address.is_v4();
+    let (endpoint, v4) = choose(key, packet, upstream)?;
     let (index, flow) = allocate(nat, v4, packet.protocol)?;
     // SAFETY: the port was claimed for us alone.
     unsafe {
@@ -278,6 +278,20 @@ fn open(
     // SAFETY: still ours alone, for no key leads here.
     unsafe { (*flow).seen_ns = 0 };
     find(key).ok_or(Verdict::NatExhausted)
+}
+
+/// The endpoint for a new flow, and whether it is IPv4. Flows that are open are found by their port, so that an earlier owner of
+/// the slot has no say.
+#[inline(always)]
+fn choose(key: &FlowKey, packet: &Packet, upstream: u32) -> Result<(u32, bool), Verdict> {
+    let endpoint = Place::of(key, upstream)?.slot.owner() as u32;
+    if endpoint == 0 {
+        return Err(Verdict::NoEndpoint);
+    }
+    // The endpoint's family is the packet's, and is one that LLVM knows nothing of: told the packet's, it takes the
+    // verifier's bounds away.
+    let v4 = reachable(endpoint, packet.family)?.address.is_v4();
+    Ok((endpoint, v4))
 }
 
 /// The endpoint of an id, when packets of this family can be sent there now.
@@ -349,7 +363,7 @@ unsafe fn claim(flow: *mut NatFlow, index: u32, nat: &Nat, now_ns: u64) -> bool 
         if !atomic::replace(&raw mut (*flow).seen_ns, seen_ns, now_ns) {
             return false;
         }
-        // At once, so that nobody takes the new flow for one that has ended (`begins_anew`).
+        // At once, so that nobody takes the new flow for one that has ended (`lead_anew`).
         (*flow).state = 0;
         if seen_ns != 0 && FLOWS.get(&(*flow).key).copied() == Some(index as u64) {
             let _ = FLOWS.remove(&(*flow).key);

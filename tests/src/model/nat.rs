@@ -26,6 +26,10 @@ impl Model {
             Some(index) => index,
             None => self.open_flow(packet, upstream, passage.arrival.now_ns)?,
         };
+        if packet.opens_flow() && self.state.nat_flows[index as usize].has_ended() {
+            // A new connection from the port of one that has ended goes where the ring leads now.
+            self.state.nat_flows[index as usize].endpoint = self.choose(packet, upstream)?;
+        }
         let flow = self.state.nat_flows[index as usize];
         let endpoint = self.reach(flow.endpoint)?;
         if endpoint.address.is_v4() == packet.v6 {
@@ -114,12 +118,7 @@ impl Model {
         let index = *self.state.flows.get(&key)? as u32;
         let flow = self.state.nat_flows.get(index as usize)?;
         if flow.key == key {
-            if !(packet.opens_flow() && flow.has_ended()) {
-                return Some(index);
-            }
-            // A new connection from the port of one that has ended.
-            self.state.nat_flows[index as usize].seen_ns = 0;
-            self.touched.push(Entry::NatFlow(index));
+            return Some(index);
         }
         self.state.flows.remove(&key);
         self.touched.push(Entry::Flow(key));
@@ -130,13 +129,7 @@ impl Model {
         if !packet.opens_flow() {
             return Err(Verdict::NoFlow);
         }
-        let owner = u32::from(self.place(packet, upstream)?.slot.owner());
-        if owner == 0 {
-            return Err(Verdict::NoEndpoint);
-        }
-        if self.reach(owner)?.address.is_v4() == packet.v6 {
-            return Err(Verdict::Inconsistent);
-        }
+        let owner = self.choose(packet, upstream)?;
         let index = self.allocate(packet, now_ns)?;
         let key = packet.flow_key();
         let flow = &mut self.state.nat_flows[index as usize];
@@ -152,6 +145,18 @@ impl Model {
         self.touched.push(Entry::Flow(key));
         self.sign(owner, |signs| signs.opened += 1);
         Ok(index)
+    }
+
+    /// The endpoint for a new flow.
+    fn choose(&mut self, packet: &Read, upstream: u32) -> Result<u32, Verdict> {
+        let owner = u32::from(self.place(packet, upstream)?.slot.owner());
+        if owner == 0 {
+            return Err(Verdict::NoEndpoint);
+        }
+        if self.reach(owner)?.address.is_v4() == packet.v6 {
+            return Err(Verdict::Inconsistent);
+        }
+        Ok(owner)
     }
 
     /// The next port that is free, or whose flow has been idle too long: sources in turn, then ports.

@@ -222,35 +222,21 @@ fn a_client_port_whose_connection_has_ended_opens_a_flow_anew() {
                 false => give_back(&mut loaded, &answer(false, port, to, *flags), 40_000),
             }
         }
-        // What comes late belongs to it still; a SYN does not, and its port is free again.
+        // What comes late belongs to it still.
         assert_eq!(forward(&mut loaded, &tcp(false, 40_000, ACK)), (port, to));
-        give_back(
-            &mut loaded,
-            &answer(
-                false,
-                port,
-                to,
-                *ends.last().map_or(&RST, |(_, flags)| flags),
-            ),
-            40_000,
-        );
-        let (next, _) = forward(&mut loaded, &tcp(false, 40_000, SYN));
-        assert_ne!(next, port);
-        assert_eq!(loaded.nat_flow(tcp4_index(port)).seen_ns, 0);
-        // What the endpoint of the old one sends after that is nobody's.
+        let last = ends.last().map_or(RST, |(_, flags)| *flags);
+        give_back(&mut loaded, &answer(false, port, to, last), 40_000);
+        // A new connection goes where the ring leads now, from the same port, and the endpoint of the old one has no say in it.
+        let other = if to == endpoint(false, 2).0 { 3 } else { 2 };
+        loaded.upstream(UPSTREAM4, &[(other, endpoint(false, other))]);
+        let next = endpoint(false, other).0;
+        assert_eq!(forward(&mut loaded, &tcp(false, 40_000, SYN)), (port, next));
+        let flow = loaded.nat_flow(tcp4_index(port));
+        assert_eq!((flow.state, flow.endpoint), (0, u32::from(other)));
         let late = answer(false, port, to, FIN | ACK).bytes();
         loaded.passes(&late, Verdict::NotOurs);
-        give_back(&mut loaded, &answer(false, next, to, RST), 40_000);
+        give_back(&mut loaded, &answer(false, port, next, RST), 40_000);
     }
-    // It goes where the ring leads now.
-    let other = if forward(&mut loaded, &tcp(false, 40_000, ACK)).1 == endpoint(false, 2).0 {
-        3
-    } else {
-        2
-    };
-    loaded.upstream(UPSTREAM4, &[(other, endpoint(false, other))]);
-    let (_, to) = forward(&mut loaded, &tcp(false, 40_000, SYN));
-    assert_eq!(to, endpoint(false, other).0);
 }
 
 #[test]
