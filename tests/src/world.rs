@@ -4,11 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::certificate::Authority;
+use crate::client::Tally;
 use crate::field::{Field, at};
-use crate::http::Curl;
+use crate::http::{Curl, KeepAlive};
 use crate::origin::Origin;
 use crate::sandbox;
 use crate::sluice::Sluice;
@@ -49,6 +50,22 @@ impl World {
     /// A curl of the client that trusts our authority and asks `to`, whatever the name.
     pub fn curl(&self, to: &str) -> Curl {
         Curl::new(&self.field.client, to).trusting(&self.authority.certificate())
+    }
+
+    /// So many requests of the client for `host`, one after the other, each over a connection of its own.
+    pub fn requests(&self, to: SocketAddr, host: &str, count: u64) -> Tally {
+        self.field.client.inside(|| {
+            let mut tally = Tally::default();
+            for _ in 0..count {
+                let answer = KeepAlive::connect(None, to)
+                    .and_then(|mut connection| connection.get(host, "/", "Connection: close\r\n"));
+                tally.count(answer.and_then(|response| {
+                    ensure!(response.status == 200, "{response:?}");
+                    Ok((response.origin().unwrap_or_default().to_owned(), 1))
+                }));
+            }
+            tally
+        })
     }
 
     /// Writes another configuration in the place of the present one.

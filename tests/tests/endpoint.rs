@@ -27,7 +27,7 @@ const TUNABLES: &str = r#"
 "#;
 
 /// So many that each endpoint gets some.
-const TRIES: usize = 60;
+const TRIES: u64 = 60;
 
 fn main() -> ExitCode {
     harness::main(
@@ -177,18 +177,10 @@ fn what_the_page_says_is_what_happens(world: &mut World) -> Result<()> {
 }
 
 /// Who answers requests over the worker's listener, and those over the kernel's.
-fn answers(world: &World, address: &str) -> Result<BTreeMap<String, usize>> {
-    let to = socket(address, HTTP_PORT)?;
-    world.field.client.inside(|| {
-        let mut answers = BTreeMap::new();
-        for _ in 0..TRIES {
-            let mut connection = KeepAlive::connect(None, to)?;
-            let response = connection.get("app.test", "/", "Connection: close\r\n")?;
-            let name = response.origin().context("an answer without a name")?;
-            *answers.entry(name.to_owned()).or_default() += 1;
-        }
-        Ok(answers)
-    })
+fn answers(world: &World, address: &str) -> Result<BTreeMap<String, u64>> {
+    let tally = world.requests(socket(address, HTTP_PORT)?, "app.test", TRIES);
+    tally.expect_no_failure()?;
+    Ok(tally.per_endpoint)
 }
 
 fn expect(world: &World, names: &[&str]) -> Result<()> {

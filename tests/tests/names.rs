@@ -1,6 +1,5 @@
 //! Endpoints by name, with dnsmasq as the name server: they come, change and stay at both layers, whatever becomes of the server.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use rig::client::Tally;
 use rig::field::{L4_V4, WEB_V4};
-use rig::http::KeepAlive;
 use rig::namespace::Namespace;
 use rig::origin::HTTP_PORT;
 use rig::process::Process;
@@ -58,9 +56,6 @@ endpoints = [{ srv = "_http._tcp.app.test" }]
 
 /// Long enough for any change to be seen, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A client port that comes again within seconds is, by NAT, the flow that it was, and goes where that went: fewer of sixty.
-const STRAYS: u64 = 6;
 
 struct Stage {
     world: World,
@@ -247,37 +242,24 @@ fn when_the_name_server_is_gone_what_was_known_stays_over_reloads_and_deaths(
 
 /// Sixty requests, each over a connection of its own.
 fn requests(world: &World, address: &str, host: &str) -> Result<Tally> {
-    let to = socket(address, HTTP_PORT)?;
-    Ok(world.field.client.inside(|| {
-        let mut tally = Tally::default();
-        for _ in 0..60 {
-            let answer = KeepAlive::connect(None, to)
-                .and_then(|mut connection| connection.get(host, "/", "Connection: close\r\n"));
-            tally.count(answer.and_then(|response| {
-                ensure!(response.status == 200, "{response:?}");
-                Ok((response.origin().unwrap_or_default().to_owned(), 1))
-            }));
-        }
-        tally
-    }))
+    Ok(world.requests(socket(address, HTTP_PORT)?, host, 60))
 }
 
-/// Waits until exactly these origins answer at both layers, and nothing fails.
+/// Waits until exactly these origins answer at both layers, and nothing fails; from then on it is so.
 fn wait_for(world: &World, origins: &[&str]) -> Result<()> {
-    let expected: BTreeSet<&str> = origins.iter().copied().collect();
     let mut seen = String::new();
-    let settled = wait::until_true("these endpoints and no others", PATIENCE, || {
-        std::thread::sleep(Duration::from_millis(200));
-        let both = [(WEB_V4, 1), (L4_V4, STRAYS)]
-            .map(|(address, count_min)| (requests(world, address, "app.test"), count_min));
+    let mut is_so = || {
+        let both = [WEB_V4, L4_V4].map(|address| requests(world, address, "app.test"));
         seen = format!("{both:?}");
-        both.iter().all(|(tally, count_min)| {
-            let Ok(tally) = tally else { return false };
-            let often = tally.per_endpoint.iter();
-            let often = often.filter(|(_, count)| **count >= *count_min);
-            let names: BTreeSet<&str> = often.map(|(name, _)| name.as_str()).collect();
-            names == expected && tally.expect_no_failure().is_ok()
+        both.iter().all(|tally| {
+            tally.as_ref().is_ok_and(|tally| {
+                tally.per_endpoint.keys().eq(origins) && tally.expect_no_failure().is_ok()
+            })
         })
-    });
-    settled.with_context(|| format!("{origins:?} were expected, and seen were {seen}"))
+    };
+    let settled = wait::until_true("these endpoints and no others", PATIENCE, &mut is_so);
+    let stays = is_so();
+    settled.with_context(|| format!("{origins:?} were expected, and seen were {seen}"))?;
+    ensure!(stays, "{origins:?} were there, and then {seen}");
+    Ok(())
 }

@@ -73,8 +73,9 @@ struct Descriptor {
     interest: u32,
     is_readable: bool,
     is_writable: bool,
-    /// The end of the stream, or an error, is there to be read behind what has come.
-    is_ended: bool,
+    /// Something is there to be read behind what one receive takes, however little that is: the end of the stream, an
+    /// error, or what stands behind urgent data.
+    reads_on: bool,
     /// It is in `ready`.
     is_queued: bool,
     /// Slots of the operations that wait: receive, send, and who waits to do either himself.
@@ -109,7 +110,7 @@ impl Descriptor {
             interest: 0,
             is_readable: false,
             is_writable: true,
-            is_ended: false,
+            reads_on: false,
             is_queued: false,
             waiting: [NONE; 4],
         }
@@ -299,7 +300,7 @@ impl Epoll {
                 continue;
             };
             let is_broken = has(libc::EPOLLERR | libc::EPOLLHUP);
-            descriptor.is_ended |= is_broken || has(libc::EPOLLRDHUP);
+            descriptor.reads_on |= is_broken || has(libc::EPOLLRDHUP | libc::EPOLLPRI);
             descriptor.is_readable |= is_broken || has(libc::EPOLLIN | libc::EPOLLRDHUP);
             descriptor.is_writable |= is_broken || has(libc::EPOLLOUT);
             self.go_on(key);
@@ -388,7 +389,7 @@ impl Epoll {
     /// Has epoll tell when a descriptor becomes ready, and also if it is so already.
     fn watch(&self, descriptor: &mut Descriptor, key: usize, is_inward: bool) -> io::Result<()> {
         let wanted = if is_inward {
-            libc::EPOLLIN | libc::EPOLLRDHUP
+            libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLPRI
         } else {
             libc::EPOLLOUT
         };

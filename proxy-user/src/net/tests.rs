@@ -36,6 +36,7 @@ on_each_backend! {
     a_reset_is_an_error_on_either_side
     an_abort_wakes_who_waits_for_the_stream
     a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadline
+    what_stands_behind_urgent_data_is_received_too
     a_dropped_receive_loses_nothing
     a_dropped_send_is_sent_whole_and_the_next_one_follows_it
     parts_are_sent_in_order_and_empty_ones_are_nothing
@@ -307,6 +308,28 @@ fn a_refused_connection_is_an_error_and_an_unanswered_one_a_matter_of_the_deadli
         let begun = Instant::read();
         assert_eq!(timeout(after(60), connect(full)).await.err(), Some(Elapsed));
         assert!(Instant::read() - begun >= Duration::from_millis(60));
+        Ok(())
+    })
+}
+
+/// A receive stops before the urgent byte, which is not for it, with more to come behind.
+fn what_stands_behind_urgent_data_is_received_too() -> Outcome {
+    on_worker(&Settings::default(), async {
+        for is_armed in [false, true] {
+            let (stream, mut plain) = pair().await?;
+            if is_armed {
+                assert!(timeout(now(), stream.recv()).await.is_err());
+            }
+            plain.write_all(b"before")?;
+            SockRef::from(&plain).send_out_of_band(b"!")?;
+            plain.write_all(b"behind")?;
+            let mut received = Vec::new();
+            while received.len() < 12 {
+                let chunk = timeout(after(5000), stream.recv()).await??;
+                received.extend_from_slice(&chunk.ok_or("the end")?);
+            }
+            assert_eq!(received, b"beforebehind");
+        }
         Ok(())
     })
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
@@ -233,6 +233,15 @@ fn piped(stage: &Stage, tunables: &[&str]) -> Result<(Child, ChildStdout)> {
     Ok((keeper, reader))
 }
 
+/// Its status, once it has ended; whoever does not end is killed, and the test has failed.
+fn ended(keeper: &mut Child) -> Result<ExitStatus> {
+    let ended = wait::until("Sluice to end", PATIENCE, || keeper.try_wait().transpose());
+    if ended.is_err() {
+        keeper.kill()?;
+    }
+    Ok(ended??)
+}
+
 /// A reader that stands still, then one that is gone.
 pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<()> {
     let (mut keeper, mut reader) = piped(stage, &["log.buffer_bytes=1KiB", "log.buffers_max=8"])?;
@@ -263,7 +272,7 @@ pub fn a_reader_that_takes_nothing_holds_up_nobody(stage: &mut Stage) -> Result<
         last_words()
     );
     kill(Pid::from_raw(keeper.id() as i32), Signal::SIGTERM)?;
-    let status = keeper.wait()?;
+    let status = ended(&mut keeper)?;
     ensure!(status.success(), "{status}: {}", last_words());
     Ok(())
 }
@@ -275,7 +284,7 @@ pub fn an_end_does_not_wait_for_a_reader_that_takes_nothing(stage: &mut Stage) -
         ask(stage, paths("stuck", 1000)).is_ok()
     })?;
     kill(Pid::from_raw(keeper.id() as i32), Signal::SIGTERM)?;
-    let status = keeper.wait()?;
+    let status = ended(&mut keeper)?;
     let said = last_words();
     ensure!(
         status.success() && said.contains("the last lines"),

@@ -19,8 +19,12 @@ const SLOW_CONNECTIONS: &str = "150";
 const SLOW_TIME_S: u64 = 8;
 /// A request of the well-behaved client so often, as in `faults` of every kind.
 const PACE: Duration = Duration::from_millis(20);
-/// Undisturbed it is a hundredth of this.
-const P99_MAX: Duration = Duration::from_millis(300);
+/// So many requests at least tell a hundredth of them.
+const REQUESTS_MIN: usize = 100;
+/// Who waits behind a slow one waits until that is ended, which is after a second (see `http.head_timeout` in the configuration).
+const P99_MAX: Duration = Duration::from_millis(500);
+/// A machine with much else to do is as busy before the attack, whose own load comes on top.
+const P99_RATIO_MAX: u32 = 10;
 
 /// Slow heads, slow bodies and slow readers at once, beside a client that behaves well and must not notice.
 pub fn slow(world: &mut World) -> Result<()> {
@@ -35,6 +39,8 @@ pub fn slow(world: &mut World) -> Result<()> {
     };
     world.origin.say("/large", large);
     let open_before = open_connections(world)?;
+    let client = &world.field.client;
+    let undisturbed = client.inside(|| behave(Duration::ZERO))?;
     let before = world.sluice.metrics()?;
     let time = SLOW_TIME_S.to_string();
     let attack = |arguments: &[&str]| {
@@ -62,16 +68,14 @@ pub fn slow(world: &mut World) -> Result<()> {
         attack(&["-B", "-i", "1", "-s", "8192", "-x", "10"])?,
         attack(&["-X", "-w", "10", "-y", "20", "-n", "1", "-z", "5"])?,
     ];
-    let latencies = world
-        .field
-        .client
-        .inside(|| behave(Duration::from_secs(SLOW_TIME_S)))?;
+    let disturbed = client.inside(|| behave(Duration::from_secs(SLOW_TIME_S)))?;
     for attack in &mut attacks {
         attack.wait(Duration::from_secs(SLOW_TIME_S + 10))?;
     }
-    let p99 = latencies[latencies.len() * 99 / 100];
-    ensure!(latencies.len() > 100, "{} requests", latencies.len());
-    ensure!(p99 < P99_MAX, "a well-behaved client waits {p99:?}");
+    ensure!(
+        disturbed < P99_MAX.max(undisturbed * P99_RATIO_MAX),
+        "a well-behaved client waits {disturbed:?}, and {undisturbed:?} before"
+    );
     let after = world.sluice.metrics()?;
     for reason in ["head_timeout", "body_timeout", "client_gone"] {
         let count = |metrics: &rig::sluice::Metrics| {
@@ -95,13 +99,13 @@ fn open_connections(world: &World) -> Result<f64> {
         .value("sluice_listener_connections_active"))
 }
 
-/// A client that sends a request every 20 ms, on connections new and old: what it waited, sorted. It puts up with no failure.
-fn behave(time: Duration) -> Result<Vec<Duration>> {
+/// A client that sends a request every 20 ms, on connections new and old: the 99th percentile of what it waited. It puts up with no failure.
+fn behave(time: Duration) -> Result<Duration> {
     let mut latencies = Vec::new();
     let mut connection = KeepAlive::connect(None, edge(DIRECT)?)?;
     let start = Instant::now();
     let mut next = start;
-    while start.elapsed() < time {
+    while latencies.len() < REQUESTS_MIN || start.elapsed() < time {
         let asked = Instant::now();
         let number = latencies.len();
         if number % 5 == 0 {
@@ -115,7 +119,7 @@ fn behave(time: Duration) -> Result<Vec<Duration>> {
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     latencies.sort_unstable();
-    Ok(latencies)
+    Ok(latencies[latencies.len() * 99 / 100])
 }
 
 /// Each script of `tests/varnishtest`: orders of events between client and origin that barriers make sure of.

@@ -97,8 +97,8 @@ impl Epoll {
                         buffer: Some(buffer),
                         more: true,
                     });
-                    // epoll(7): a stream that gave less than there was room for is drained, unless its end is behind it.
-                    if (received.unsigned_abs() as usize) < buffer_bytes && !descriptor.is_ended {
+                    // epoll(7): a stream that gave less than there was room for is drained, unless something is behind it.
+                    if (received.unsigned_abs() as usize) < buffer_bytes && !descriptor.reads_on {
                         descriptor.is_readable = false;
                         return None;
                     }

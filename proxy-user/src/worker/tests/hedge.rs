@@ -1,10 +1,12 @@
 //! Requests that are asked twice at a time: who wins, who is closed, and what is never asked twice.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{self, Sender};
 
 use super::client::get;
-use super::origin::ok;
+use super::origin::{Peer, ok};
 use super::*;
 
 /// A route `/h/*` that is hedged so.
@@ -20,6 +22,30 @@ fn silent() -> Origin {
         peer.request();
         peer.wait_for_end();
     })
+}
+
+/// Does this with each request, with those for `/h/` when it is told to; a connection ends once it says so.
+fn held(act: impl Fn(&mut Peer) -> bool + Send + Sync + 'static) -> (Origin, Sender<()>) {
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    let origin = Origin::start(move |peer| {
+        while let Some(request) = peer.request() {
+            let goes_on = request.path() != "/h/" || peer.wait_for(&released);
+            if !goes_on || !act(peer) {
+                return;
+            }
+        }
+    });
+    (origin, release)
+}
+
+/// Asks for `/h/`, and waits until each of these is asked once more.
+fn ask_both(client: &mut Client, origins: [&Origin; 2]) {
+    let before = origins.map(|origin| origin.requests().len());
+    client.send(get("/h/"));
+    wait_until("both are asked", || {
+        origins.map(|origin| origin.requests().len()) == before.map(|count| count + 1)
+    });
 }
 
 fn count(sluice: &Sluice, what: &str, addresses: &[SocketAddr]) -> f64 {
@@ -52,18 +78,15 @@ fn who_takes_long_is_overtaken_and_its_connection_is_closed() {
 
 #[test]
 fn the_first_answer_wins_whoever_gives_it() {
-    let slow = Origin::start(|peer| {
-        while peer.request().is_some() {
-            std::thread::sleep(Duration::from_millis(200));
-            peer.send(ok("slow"));
-        }
-    });
+    let (slow, answer) = held(|peer| peer.send(ok("slow")));
     let dead = silent();
     let addresses = [slow.address, dead.address];
     let sluice = Sluice::start(&addresses, &hedged("after = \"30ms\""));
     let mut client = Client::connect(&sluice);
     for _ in 0..2 {
-        assert_eq!(client.get("/h/").text(), "slow");
+        ask_both(&mut client, [&slow, &dead]);
+        answer.send(()).unwrap();
+        assert_eq!(client.response().text(), "slow");
     }
     dead.wait_until_gone(2);
     assert_eq!(count(&sluice, "hedges", &addresses), 2.0);
@@ -71,25 +94,27 @@ fn the_first_answer_wins_whoever_gives_it() {
 
 #[test]
 fn a_first_call_that_fails_meanwhile_does_not_end_the_other() {
-    let dying = Origin::start(|peer| {
-        peer.request();
-        std::thread::sleep(Duration::from_millis(150));
+    let (dying, die) = held(|peer| {
         peer.reset();
+        false
     });
-    let late = Origin::start(|peer| {
-        while peer.request().is_some() {
-            std::thread::sleep(Duration::from_millis(300));
-            peer.send(ok("late"));
-        }
-    });
+    let (late, answer) = held(|peer| peer.send(ok("late")));
     let addresses = [dying.address, late.address];
     let more = hedged("after = \"30ms\"") + "retry = { retries = 0 }\n";
     let sluice = Sluice::start(&addresses, &more);
     let mut client = Client::connect(&sluice);
-    assert_eq!(client.get("/h/").text(), "late");
+    let ask = |client: &mut Client| {
+        ask_both(client, [&dying, &late]);
+        die.send(()).unwrap();
+        // Long enough for its end to be noticed; it is counted only when all is over.
+        std::thread::sleep(Duration::from_millis(100));
+        answer.send(()).unwrap();
+        assert_eq!(client.response().text(), "late");
+    };
+    ask(&mut client);
     // Whoever is first by now, the other one is next.
     assert_eq!(client.get("/plain").text(), "late");
-    assert_eq!(client.get("/h/").text(), "late");
+    ask(&mut client);
     let failures = count(&sluice, "failures", &addresses);
     assert_eq!(failures, dying.connections() as f64);
     assert!(failures >= 2.0);
@@ -139,7 +164,7 @@ fn where_all_are_slow_there_are_as_many_calls_as_allowed_and_one_answer() {
     let (one, two, three) = (silent(), silent(), silent());
     let addresses = [one.address, two.address, three.address];
     let more = hedged("after = \"20ms\", max = 2")
-        + "timeout = { first_byte = \"300ms\" }\nretry = { retries = 0 }\n";
+        + "timeout = { first_byte = \"1s\" }\nretry = { retries = 0 }\n";
     let sluice = Sluice::start(&addresses, &more);
     let mut client = Client::connect(&sluice);
     assert_eq!(client.get("/h/").status, 504);
@@ -153,8 +178,14 @@ fn where_all_are_slow_there_are_as_many_calls_as_allowed_and_one_answer() {
 
 #[test]
 fn what_has_a_body_or_an_effect_is_asked_once() {
-    let slow = Origin::start(|peer| {
-        while peer.request().is_some() {
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    let slow = Origin::start(move |peer| {
+        while let Some(request) = peer.request() {
+            if request.head.starts_with("GET /h/ ") && !peer.wait_for(&released) {
+                return;
+            }
+            // Long enough for a hedge to be wanted.
             std::thread::sleep(Duration::from_millis(150));
             peer.send(ok("slow"));
         }
@@ -171,8 +202,10 @@ fn what_has_a_body_or_an_effect_is_asked_once() {
         assert_eq!(client.response().text(), "slow");
     }
     assert_eq!(slow.requests().len(), 3);
-    assert_eq!(client.get("/h/").text(), "slow");
-    assert_eq!(slow.requests().len(), 5, "a GET is asked twice");
+    client.send(get("/h/"));
+    wait_until("a GET is asked twice", || slow.requests().len() == 5);
+    release.send(()).unwrap();
+    assert_eq!(client.response().text(), "slow");
 }
 
 #[test]

@@ -213,10 +213,12 @@ fn retries_end_with_their_budget() {
 
 #[test]
 fn nothing_is_tried_again_once_the_client_has_a_byte() {
-    let origin = Origin::start(|peer| {
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    let origin = Origin::start(move |peer| {
         peer.request();
         peer.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nsome");
-        std::thread::sleep(Duration::from_millis(50));
+        peer.wait_for(&released);
         peer.reset();
     });
     let more = route("retry = { retries = 3, on = [\"reset\", \"5xx\", \"timeout\"] }");
@@ -224,6 +226,7 @@ fn nothing_is_tried_again_once_the_client_has_a_byte() {
     let mut client = Client::connect(&sluice);
     client.send(client::get("/r/"));
     assert_eq!(client.head().status, 200);
+    release.send(()).unwrap();
     assert_eq!(client.rest().1, End::Reset);
     assert_eq!(origin.connections(), 1);
 }
