@@ -16,7 +16,9 @@ use crate::tunable::Tunables;
 impl Keeper {
     /// Reads everything again; all of it comes into force, or nothing.
     pub(super) fn reload(&mut self) {
-        if self.pending.is_some() || self.daemon.is_none() {
+        // What a daemon has not answered for yet, a new one's start as well, would be lost to it over the next.
+        let is_ready = self.daemon.as_ref().is_some_and(|daemon| daemon.ready);
+        if self.pending.is_some() || !is_ready {
             self.reload_again = true;
             return;
         }
