@@ -77,6 +77,27 @@ fn with_a_silent_endpoint() -> String {
     )
 }
 
+pub fn a_reload_that_is_asked_for_during_another_reads_what_is_there_by_then(
+    stage: &mut Stage,
+) -> Result<()> {
+    const THIRD: &str = "[[listener]]\nname = \"third\"\naddress = \"203.0.113.10:8081\"\n";
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let sockets = sluice.listening_inodes()?.len();
+    let silent = with_a_silent_endpoint();
+    stage.write(&format!("{silent}{THIRD}"))?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the sockets of the reload", PATIENCE, || {
+        sluice
+            .listening_inodes()
+            .is_ok_and(|now| now.len() > sockets)
+    })?;
+    stage.write(&format!("{CONFIGURATION}{THIRD}{SECOND}"))?;
+    let said = sluice.command(&["reload"])?;
+    ensure!(said.contains('3'), "it was answered with another's: {said}");
+    stage.echo(L4_V4, 7001)?;
+    stage.end(sluice)
+}
+
 pub fn a_reload_during_the_start_of_a_new_daemon_waits_for_it(stage: &mut Stage) -> Result<()> {
     let sluice = stage.start(&with_a_silent_endpoint(), &[])?;
     let old = sluice.kill_daemon()?;

@@ -48,8 +48,12 @@ impl Keeper {
             }
             Err(diagnostics) => {
                 self.tell_refused(&diagnostics);
+                let said = ToDaemon::NotApplied {
+                    asked: self.asked,
+                    diagnostics,
+                };
                 if let Some(daemon) = &mut self.daemon
-                    && daemon.say(&ToDaemon::NotApplied(diagnostics), &[]).is_err()
+                    && daemon.say(&said, &[]).is_err()
                 {
                     daemon.kill();
                 }
@@ -159,6 +163,7 @@ impl Keeper {
             main: self.held.settings.main.clone(),
             bundle: generation.bundle.clone(),
             flags: self.held.settings.flags.clone(),
+            asked: self.asked,
             sockets,
             closed: self.sockets.surplus(&generation.config),
             start: None,
