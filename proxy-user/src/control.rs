@@ -199,7 +199,9 @@ async fn serve(
         tokio::select! {
             said = keeper.recv() => match said {
                 Some((ToDaemon::Apply(apply), sockets)) => control.apply(*apply, sockets)?,
-                Some((ToDaemon::NotApplied(diagnostics), _)) => control.not_applied(diagnostics),
+                Some((ToDaemon::NotApplied { asked, diagnostics }, _)) => {
+                    control.not_applied(asked, diagnostics);
+                }
                 Some((ToDaemon::Attached(interfaces), _)) => control.attached(interfaces),
                 Some((ToDaemon::AccessLog, files)) => control.log_to(files),
                 Some((ToDaemon::Drain, _)) => control.drain(),

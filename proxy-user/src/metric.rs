@@ -11,8 +11,8 @@ pub use text::{Outside, Waiting};
 /// Label sets of one kind that are kept apart; those that come after share one named `other`.
 pub const SERIES_MAX: usize = 16_384;
 
-/// Reasons of refusals that are kept apart; the last one is `other`.
-const REASONS_MAX: usize = 64;
+/// Reasons of refusals that are kept apart, about twice as many as there are; the last one is `other`.
+const REASONS_MAX: usize = 128;
 
 /// A count with one writer, so that counting is a plain load and store: no locked instruction on the way of a request.
 #[derive(Debug, Default)]
@@ -147,7 +147,7 @@ impl Overload {
 }
 
 impl Worker {
-    /// Counts one refusal for a reason: a short name in snake case. At most 63 different ones are kept apart.
+    /// Counts one refusal for a reason: a short name in snake case.
     pub fn reject(&self, reason: &'static str) {
         let last = self.rejected.0.len() - 1;
         for (slot, counter) in &self.rejected.0[..last] {

@@ -47,6 +47,7 @@ impl<'s> Whole<'s> {
         self.check_policy_order();
         self.check_bans();
         self.check_logged_keys();
+        self.warn_of_stages(problems);
         if !problems.has_errors() {
             self.warn_of_unused();
             self.warn_of_deaf_upstreams();
@@ -256,6 +257,25 @@ impl<'s> Whole<'s> {
                 );
                 let help = "log `consumer` instead: whose key it is".to_owned();
                 spot.refuse::<()>(message, "", Some(help));
+            }
+        }
+    }
+
+    /// Stages of overload that begin before one that they include.
+    fn warn_of_stages(&self, problems: &Problems) {
+        let limits = &self.tunables.worker;
+        let stages = [
+            ("lean", limits.overload_lean_percent),
+            ("close", limits.overload_close_percent),
+            ("refuse", limits.overload_refuse_percent),
+            ("rest", limits.overload_rest_percent),
+        ];
+        for [(earlier, from), (later, below)] in stages.array_windows() {
+            if below < from {
+                let message = format!(
+                    "the stage {earlier} of overload begins with {later}, at {below} %: `worker.overload_{earlier}_percent` is {from}, and each stage includes those before it"
+                );
+                problems.push_general(Diagnostic::warning(message));
             }
         }
     }

@@ -58,12 +58,19 @@ impl<'s> Whole<'s> {
         self.check_entries();
     }
 
-    /// All addresses together stand for no more entries than the kernel half has room for.
+    /// All addresses of a family together have no more entries than the kernel half has room for: one for each of their ports,
+    /// and, as sources of NAT, one for what has no ports.
     fn check_entries(&self) {
         let max = u128::from(self.tunables.datapath.listeners_max);
         let all = self.good_listeners();
         let prefixes = prefixes(all.flat_map(|draft| &draft.listener.addresses));
-        let mut entries = 0;
+        let nat = self
+            .datapath
+            .iter()
+            .filter_map(|draft| draft.datapath.nat.as_ref());
+        let sources = nat.flat_map(|nat| nat.source.iter().copied());
+        let (v4, v6) = sources.partition(IpAddr::is_ipv4);
+        let mut of_families: [(u128, HashSet<IpAddr>); 2] = [(0, v4), (0, v6)];
         let mut places = HashSet::new();
         for draft in self.good_listeners() {
             for (address, spot) in draft.listener.addresses.iter().zip(&draft.addresses) {
@@ -71,13 +78,18 @@ impl<'s> Whole<'s> {
                     self.check_prefix(address, *spot, &prefixes, &mut places);
                     continue;
                 }
-                let was_full = entries > max;
-                entries += address.entries();
-                if entries > max && !was_full {
+                let (ports, ips) = &mut of_families[usize::from(address.socket.is_ipv6())];
+                if *ports + ips.len() as u128 > max {
+                    continue;
+                }
+                *ports += address.entries();
+                ips.extend(address.ips());
+                let entries = *ports + ips.len() as u128;
+                if entries > max {
                     let message = format!(
-                        "with {address} listeners stand for {entries} addresses and ports, and `datapath.listeners_max` is {max}"
+                        "with {address} listeners have {entries} entries of this family, and `datapath.listeners_max` is {max}"
                     );
-                    let help = "raise it in [tunables], or name fewer".to_owned();
+                    let help = "raise it in [tunables], or name fewer; an address has one for each of its ports, and one for what has no ports".to_owned();
                     spot.refuse::<()>(message, "one too many", Some(help));
                 }
             }

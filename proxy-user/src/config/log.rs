@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::Origin;
 use super::context::Context;
 use super::field::parse_field_name;
-use super::table::{Section, Value};
+use super::table::{Section, Value, optional};
 use crate::tunable::unit::{nearest, shown};
 
 /// `log.access`: a line for each exchange.
@@ -105,10 +105,9 @@ fn access(value: &Value<'_>, context: &Context<'_>) -> Option<AccessLog> {
     let fields = section
         .find("fields")
         .map_or_else(|| Some(LogField::DEFAULT.to_vec()), |value| fields(&value));
-    let sample = match section.find("sample") {
-        Some(value) => value.number(1..=SAMPLE_MAX).map(Some),
-        None => Some(None),
-    };
+    let sample = section
+        .find("sample")
+        .map(|value| value.number(1..=SAMPLE_MAX));
     section.finish();
     let to = match (file, stdout) {
         (Some(file), None) => LogTarget::File(path(&file, context)?),
@@ -128,7 +127,7 @@ fn access(value: &Value<'_>, context: &Context<'_>) -> Option<AccessLog> {
     Some(AccessLog {
         to,
         fields: fields?,
-        sample: sample?,
+        sample: optional(sample)?,
         at,
     })
 }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::table::Value;
+use super::table::{Value, optional};
 use crate::tunable::unit;
 
 const MS: Duration = Duration::from_millis(1);
@@ -97,9 +97,8 @@ pub struct Breaker {
 /// `{ exchange = "10s", connect = "1s", first_byte = "5s", idle = "30s" }`, any of them.
 pub(super) fn timeout(value: &Value<'_>) -> Option<Timeout> {
     let section = value.section()?;
-    let time = |key: &'static str, range: RangeInclusive<Duration>| match section.find(key) {
-        Some(value) => value.duration(range).map(Some),
-        None => Some(None),
+    let time = |key: &'static str, range: RangeInclusive<Duration>| {
+        optional(section.find(key).map(|value| value.duration(range)))
     };
     let exchange = time("exchange", *CALL_TIMES.start()..=EXCHANGE_MAX);
     let connect = time("connect", CALL_TIMES);
@@ -228,12 +227,4 @@ pub(super) fn breaker(value: &Value<'_>) -> Option<Breaker> {
         window: window?,
         open: open?,
     })
-}
-
-/// None for a value that is there and wrong.
-fn optional<T>(value: Option<Option<T>>) -> Option<Option<T>> {
-    match value {
-        Some(value) => value.map(Some),
-        None => Some(None),
-    }
 }

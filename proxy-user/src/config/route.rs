@@ -65,20 +65,19 @@ pub(super) fn route<'s>(
     let timeout = section
         .find("timeout")
         .map_or(Some(Timeout::default()), |value| timeout(&value));
-    let (retry_value, hedge_value) = (section.find("retry"), section.find("hedge"));
+    let of_calls = ["retry", "hedge", "trailers"].map(|key| section.find(key));
+    let [retry_value, hedge_value, trailers_value] = &of_calls;
     let retry = retry_value.as_ref().map_or(Some(Retry::default()), retry);
     let hedge = hedge_value
         .as_ref()
         .map_or(Some(None), |value| hedge(value).map(Some));
-    for value in [&retry_value, &hedge_value].into_iter().flatten() {
+    for value in of_calls.iter().flatten() {
         if action.as_ref().is_some_and(|action| !asks(action)) {
             let message = format!("`{}` of a route that asks no upstream", value.name);
             value.spot.refuse::<()>(message, "leave it out", None);
         }
     }
-    let trailers = section
-        .find("trailers")
-        .map_or(Some(Vec::new()), |value| trailers(&value));
+    let trailers = trailers_value.as_ref().map_or(Some(Vec::new()), trailers);
     let errors = section
         .find("errors")
         .map_or(Some(ErrorPages::default()), |value| {

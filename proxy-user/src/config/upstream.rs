@@ -22,7 +22,7 @@ const MS: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Keys that say how L7 chooses and waits: the kernel half knows nothing of them.
-const L7_KEYS: [&str; 7] = [
+const L7_KEYS: [&str; 8] = [
     "balance",
     "candidates",
     "hash",
@@ -30,6 +30,7 @@ const L7_KEYS: [&str; 7] = [
     "endpoint_calls_max",
     "queue",
     "sticky",
+    "breaker",
 ];
 
 /// What stands there of keys that only L7 knows.

@@ -17,8 +17,12 @@ use crate::tunable::NetBackend;
 pub enum ToDaemon {
     /// Make this configuration the one in force. Answered with `Applied` or `Refused`.
     Apply(Box<Apply>),
-    /// The reload that was asked for came to nothing: the files are bad, or a socket could not be opened.
-    NotApplied(Vec<Diagnostic>),
+    /// A reload came to nothing: the files are bad, or a socket could not be opened.
+    NotApplied {
+        /// As of `Apply`.
+        asked: u64,
+        diagnostics: Vec<Diagnostic>,
+    },
     /// Interfaces that had gone are back, and XDP is attached to them again: all of them as they are now.
     Attached(Vec<Interface>),
     /// Lines of the access log go to the file that comes beside, from now on.
@@ -37,6 +41,8 @@ pub struct Apply {
     pub main: PathBuf,
     pub bundle: Bundle,
     pub flags: Flags,
+    /// Of the reloads that this daemon asked for, the last that had come when the files were read. 0 = none.
+    pub asked: u64,
     /// New listening sockets.
     pub sockets: Vec<Socket>,
     /// Addresses that are not listened on any more.
@@ -101,7 +107,9 @@ pub enum ToKeeper {
         generation: u64,
         diagnostics: Vec<Diagnostic>,
     },
-    /// Somebody asked for a reload.
-    Reload,
+    /// Somebody asked for a reload; each daemon counts its own, from 1.
+    Reload {
+        asked: u64,
+    },
     Remember(Memory),
 }

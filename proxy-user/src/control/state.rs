@@ -6,6 +6,7 @@ mod endpoints;
 mod health;
 mod learn;
 mod names;
+mod reloads;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::access_log::AccessLog;
 use super::bans::Bans;
@@ -28,7 +29,6 @@ use super::offences::Offences;
 use super::probes::{Answer as Probed, Probes};
 use super::request::Request;
 use super::{WorkerThread, channel};
-use crate::config::Diagnostic;
 use crate::datapath::{Interface, Writer};
 use crate::file::Carrier;
 use crate::metric::Registry;
@@ -38,6 +38,7 @@ use crate::snapshot::Snapshot;
 use crate::tunable::Origin;
 use crate::{net, worker};
 use apply::Incoming;
+use reloads::Reloads;
 
 /// How long workers may take to close everything when told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
@@ -77,7 +78,7 @@ pub struct Control {
     deferred: Vec<Request>,
     /// Upstreams, by index, some of whose endpoints are new and not reached yet; and until when they are sought.
     sought: BTreeMap<usize, Instant>,
-    reloads: Vec<oneshot::Sender<Result<u64, Vec<Diagnostic>>>>,
+    reloads: Reloads,
     /// When workers must have ended, once they were told to.
     ending: Option<Instant>,
 }
@@ -126,7 +127,7 @@ impl Control {
             incoming: None,
             deferred: Vec::new(),
             sought: BTreeMap::new(),
-            reloads: Vec::new(),
+            reloads: Reloads::default(),
             ending: None,
         })
     }

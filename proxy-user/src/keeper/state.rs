@@ -99,6 +99,8 @@ pub(super) struct Keeper {
     access_log: Option<OwnedFd>,
     pending: Option<Pending>,
     reload_again: bool,
+    /// The last reload that this daemon asked for, by its number.
+    asked: u64,
     memory: Memory,
     /// When what the daemon asked for is done: its memory written, its files read again.
     write_at: Option<Instant>,
@@ -136,6 +138,7 @@ impl Keeper {
             access_log: None,
             pending: None,
             reload_again: false,
+            asked: 0,
             memory,
             write_at: None,
             reload_at: None,

@@ -24,6 +24,8 @@ fn main() -> ExitCode {
         tests![
             a_bad_reload_changes_nothing_and_says_where_it_is_wrong,
             reloads_that_many_ask_for_at_once_are_few,
+            a_reload_that_is_asked_for_during_another_reads_what_is_there_by_then,
+            a_reload_during_the_start_of_a_new_daemon_waits_for_it,
             a_reload_adds_and_removes_listeners_and_a_taken_port_refuses_all_of_it,
             a_write_that_fails_half_way_is_taken_back,
             what_living_flows_and_attached_programs_stand_on_does_not_change,

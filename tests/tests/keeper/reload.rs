@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rig::field::{L4_V4, L4_V6, WEB_V4};
+use rig::http::KeepAlive;
 use rig::load::Load;
 use rig::sluice::PATIENCE;
 use rig::wait;
@@ -65,6 +66,51 @@ pub fn reloads_that_many_ask_for_at_once_are_few(stage: &mut Stage) -> Result<()
         (1..=most).contains(&reloads),
         "{reloads}, and {most} at most"
     );
+    stage.end(sluice)
+}
+
+/// An endpoint that never answers: half a second is waited for it before a generation comes into force.
+fn with_a_silent_endpoint() -> String {
+    CONFIGURATION.replace(
+        "[\"10.77.1.2:7000\"",
+        "[\"10.77.1.99:7000\", \"10.77.1.2:7000\"",
+    )
+}
+
+pub fn a_reload_that_is_asked_for_during_another_reads_what_is_there_by_then(
+    stage: &mut Stage,
+) -> Result<()> {
+    const THIRD: &str = "[[listener]]\nname = \"third\"\naddress = \"203.0.113.10:8081\"\n";
+    let sluice = stage.start(CONFIGURATION, &[])?;
+    let sockets = sluice.listening_inodes()?.len();
+    let silent = with_a_silent_endpoint();
+    stage.write(&format!("{silent}{THIRD}"))?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the sockets of the reload", PATIENCE, || {
+        sluice
+            .listening_inodes()
+            .is_ok_and(|now| now.len() > sockets)
+    })?;
+    stage.write(&format!("{CONFIGURATION}{THIRD}{SECOND}"))?;
+    let said = sluice.command(&["reload"])?;
+    ensure!(said.contains('3'), "it was answered with another's: {said}");
+    stage.echo(L4_V4, 7001)?;
+    stage.end(sluice)
+}
+
+pub fn a_reload_during_the_start_of_a_new_daemon_waits_for_it(stage: &mut Stage) -> Result<()> {
+    let sluice = stage.start(&with_a_silent_endpoint(), &[])?;
+    let old = sluice.kill_daemon()?;
+    wait::until_true("a new daemon", PATIENCE, || {
+        sluice.daemon().is_ok_and(|pid| pid != old)
+    })?;
+    sluice.signal(Signal::SIGHUP)?;
+    wait::until_true("the next generation", PATIENCE, || {
+        sluice.generation().is_ok_and(|now| now == 2)
+    })?;
+    let to = socket(WEB_V4, 8080)?;
+    let get = || KeepAlive::connect(None, to)?.get("shop.test", "/", "");
+    ensure!(stage.field.client.inside(get)?.status == 204);
     stage.end(sluice)
 }
 

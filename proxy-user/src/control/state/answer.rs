@@ -48,12 +48,13 @@ impl Control {
                 let lifted = self.bans.remove(self.datapath.as_mut(), source);
                 let _ = way_back.send(lifted.map_err(|error| format!("{error:#}")));
             }
-            Request::Reload(way_back) => match self.say(&ToKeeper::Reload) {
-                Ok(()) => self.reloads.push(way_back),
-                Err(error) => {
-                    drop(way_back.send(Err(vec![Diagnostic::error(format!("{error:#}"))])))
+            Request::Reload(way_back) => {
+                let asked = self.reloads.add(way_back);
+                if let Err(error) = self.say(&ToKeeper::Reload { asked }) {
+                    let diagnostic = Diagnostic::error(format!("{error:#}"));
+                    self.reloads.answer(asked, &Err(vec![diagnostic]));
                 }
-            },
+            }
             Request::Endpoint(request, arrived, way_back) => {
                 let _ = way_back.send(self.change_endpoint(&request, arrived));
             }

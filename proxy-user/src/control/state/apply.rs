@@ -64,7 +64,7 @@ impl Control {
                 });
                 self.seek()
             }
-            Err(diagnostics) => self.refuse(apply.generation, diagnostics),
+            Err(diagnostics) => self.refuse(&apply, diagnostics),
         }
     }
 
@@ -144,7 +144,7 @@ impl Control {
         self.welcome(&snapshot);
         let snapshot = match self.write_rings(snapshot) {
             Ok(snapshot) => snapshot,
-            Err(diagnostics) => return self.refuse(generation, diagnostics),
+            Err(diagnostics) => return self.refuse(&apply, diagnostics),
         };
         if changes != self.changes {
             log::info!(
@@ -162,9 +162,7 @@ impl Control {
         control.last_reload_success.store(true, Relaxed);
         self.remember();
         self.say(&ToKeeper::Applied { generation })?;
-        for reload in self.reloads.drain(..) {
-            let _ = reload.send(Ok(generation));
-        }
+        self.reloads.answer(apply.asked, &Ok(generation));
         Ok(())
     }
 
@@ -197,12 +195,12 @@ impl Control {
         Ok(plain)
     }
 
-    fn refuse(&mut self, generation: u64, diagnostics: Vec<Diagnostic>) -> Result<()> {
+    fn refuse(&mut self, apply: &Apply, diagnostics: Vec<Diagnostic>) -> Result<()> {
         self.say(&ToKeeper::Refused {
-            generation,
+            generation: apply.generation,
             diagnostics: diagnostics.clone(),
         })?;
-        self.not_applied(diagnostics);
+        self.not_applied(apply.asked, diagnostics);
         Ok(())
     }
 
@@ -328,15 +326,13 @@ impl Control {
     }
 
     /// A reload came to nothing; the generation in force goes on.
-    pub fn not_applied(&mut self, diagnostics: Vec<Diagnostic>) {
+    pub fn not_applied(&mut self, asked: u64, diagnostics: Vec<Diagnostic>) {
         self.registry
             .control
             .last_reload_success
             .store(false, Relaxed);
         self.registry.control.reloads_refused.fetch_add(1, Relaxed);
-        for reload in self.reloads.drain(..) {
-            let _ = reload.send(Err(diagnostics.clone()));
-        }
+        self.reloads.answer(asked, &Err(diagnostics));
     }
 }
 

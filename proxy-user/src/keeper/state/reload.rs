@@ -16,7 +16,9 @@ use crate::tunable::Tunables;
 impl Keeper {
     /// Reads everything again; all of it comes into force, or nothing.
     pub(super) fn reload(&mut self) {
-        if self.pending.is_some() || self.daemon.is_none() {
+        // What a daemon has not answered for yet, a new one's start as well, would be lost to it over the next.
+        let is_ready = self.daemon.as_ref().is_some_and(|daemon| daemon.ready);
+        if self.pending.is_some() || !is_ready {
             self.reload_again = true;
             return;
         }
@@ -46,8 +48,12 @@ impl Keeper {
             }
             Err(diagnostics) => {
                 self.tell_refused(&diagnostics);
+                let said = ToDaemon::NotApplied {
+                    asked: self.asked,
+                    diagnostics,
+                };
                 if let Some(daemon) = &mut self.daemon
-                    && daemon.say(&ToDaemon::NotApplied(diagnostics), &[]).is_err()
+                    && daemon.say(&said, &[]).is_err()
                 {
                     daemon.kill();
                 }
@@ -157,6 +163,7 @@ impl Keeper {
             main: self.held.settings.main.clone(),
             bundle: generation.bundle.clone(),
             flags: self.held.settings.flags.clone(),
+            asked: self.asked,
             sockets,
             closed: self.sockets.surplus(&generation.config),
             start: None,

@@ -33,7 +33,8 @@ impl Keeper {
                 generation,
                 diagnostics,
             })) => self.refused(generation, &diagnostics),
-            Ok(Some(ToKeeper::Reload)) => {
+            Ok(Some(ToKeeper::Reload { asked })) => {
+                self.asked = asked;
                 self.reload_at.get_or_insert(heeded(self.reloaded));
             }
             Ok(Some(ToKeeper::Remember(memory))) => self.remember(memory),
@@ -97,6 +98,7 @@ impl Keeper {
             main: self.held.settings.main.clone(),
             bundle: generation.bundle.clone(),
             flags: self.held.settings.flags.clone(),
+            asked: 0,
             sockets,
             closed: Vec::new(),
             start: Some(Start {
@@ -120,6 +122,7 @@ impl Keeper {
             .say(&ToDaemon::Apply(Box::new(apply)), &descriptors)
             .context("tell the daemon what to do")?;
         self.daemon = Some(daemon);
+        self.asked = 0;
         self.give_access_log();
         Ok(())
     }
