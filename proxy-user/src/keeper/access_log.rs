@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::Uid;
 
@@ -48,7 +48,7 @@ pub fn fault(config: &Config) -> Option<Diagnostic> {
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd, Box<Diagnostic>> {
-    check_folder(path)?;
+    let path = &check_folder(path)?;
     let cannot = |why: String| {
         Box::new(Diagnostic::error(format!(
             "cannot write {}: {why}",
@@ -73,30 +73,40 @@ fn open_file(path: &Path) -> Result<OwnedFd, Box<Diagnostic>> {
     }
 }
 
-/// In a folder that others may write to, they could put anything of ours in the file's place, and let us write into it.
-fn check_folder(path: &Path) -> Result<(), Box<Diagnostic>> {
+/// The path without links. In a folder that others may write to, they could put anything of ours in the file's place, and
+/// above it, in one of somebody else's or where anybody may rename what is there, another folder in the place of this one.
+fn check_folder(path: &Path) -> Result<PathBuf, Box<Diagnostic>> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let found = fs::metadata(folder).map_err(|error| {
+    let cannot = |error: std::io::Error| {
         let fault = Diagnostic::error(format!("cannot look at {}: {error}", folder.display()));
         match error.kind() {
             ErrorKind::NotFound => fault.help(format!("mkdir -p {}", folder.display())),
             _ => fault,
         }
-    })?;
+    };
+    let folder = folder.canonicalize().map_err(cannot)?;
     let own = Uid::effective().as_raw();
-    let is_ours = found.uid() == own || found.uid() == 0;
-    if is_ours && found.mode() & 0o022 == 0 {
-        return Ok(());
+    for (depth, above) in folder.ancestors().enumerate() {
+        let found = fs::metadata(above).map_err(cannot)?;
+        let is_ours = found.uid() == own || found.uid() == 0;
+        let is_closed = match depth {
+            0 => found.mode() & 0o022 == 0,
+            // A group may have been given the folder of all logs.
+            _ => found.mode() & 0o002 == 0 || found.mode() & libc::S_ISVTX != 0,
+        };
+        if !(is_ours && is_closed) {
+            let message = format!(
+                "others may write to {}, and so could let the access log end up in any file",
+                above.display()
+            );
+            let help = format!(
+                "give it a folder of its own: chown {own} {0} && chmod go-w {0}",
+                above.display()
+            );
+            return Err(Diagnostic::error(message).help(help).into());
+        }
     }
-    let message = format!(
-        "others may write to {}, and so could let the access log end up in any file",
-        folder.display()
-    );
-    let help = format!(
-        "give it a folder of its own: chown {own} {0} && chmod go-w {0}",
-        folder.display()
-    );
-    Err(Diagnostic::error(message).help(help).into())
+    Ok(folder.join(path.file_name().unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -138,6 +148,33 @@ mod tests {
             );
         }
         assert_eq!(fs::read_to_string(path("precious"))?, "precious");
+        Ok(())
+    }
+
+    #[test]
+    fn whoever_owns_a_folder_above_cannot_turn_the_way_to_the_file() -> std::io::Result<()> {
+        if !Uid::effective().is_root() {
+            eprintln!("skipped: only root can give a folder away");
+            return Ok(());
+        }
+        let folder = tempfile::tempdir()?;
+        let above = folder.path().join("of-somebody");
+        fs::create_dir_all(above.join("logs"))?;
+        let path = above.join("logs/access.log");
+        assert!(open_file(&path).is_ok());
+        std::os::unix::fs::chown(&above, Some(65_534), None)?;
+        let fault = open_file(&path).expect_err("opened");
+        assert!(fault.message.contains("of-somebody,"), "{}", fault.message);
+        std::os::unix::fs::chown(&above, Some(0), None)?;
+        fs::set_permissions(&above, fs::Permissions::from_mode(0o777))?;
+        assert!(open_file(&path).is_err());
+        // As in /tmp, where nobody can rename what is another's.
+        fs::set_permissions(&above, fs::Permissions::from_mode(0o1777))?;
+        assert!(open_file(&path).is_ok());
+        // A link on the way is followed once, when its folders were looked at.
+        let link = folder.path().join("link");
+        symlink(above.join("logs"), &link)?;
+        assert!(open_file(&link.join("access.log")).is_ok());
         Ok(())
     }
 }
